@@ -1,0 +1,1 @@
+"""Merged checkpoint and wafer maps in, GPTQ checkpoint out."""

@@ -1,0 +1,94 @@
+"""The command ``wafervlm export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wafervlm import console
+
+
+@click.command()
+@click.option(
+    "-m",
+    "--model",
+    "checkpoint",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Checkpoint folder: merged, or quantized by wafervlm calibrate.",
+)
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Bundle folder to write.")
+@click.option(
+    "-d",
+    "--tune",
+    type=click.Path(path_type=Path),
+    help="Dataset folder whose tune part fits the temperature, or labelled maps for it.",
+)
+@click.option(
+    "--task",
+    "task_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Task file (.json or .toml) that the model was trained on.  [default: the dataset's]",
+)
+@click.option(
+    "--golden",
+    type=click.Choice(["synthetic", "tune"]),
+    default="synthetic",
+    show_default=True,
+    help="Where golden maps come from; they are passed on with the bundle.",
+)
+@click.option(
+    "--accuracy-level",
+    type=click.Choice(["0", "4"]),
+    default="4",
+    show_default=True,
+    help="What 4-bit products compute in on a CPU: 0 float32 (exact), 4 8-bit integers.",
+)
+@click.option("--name", default="", help="Name of the bundle.  [default: the task's]")
+@click.option(
+    "--wm811k/--no-wm811k",
+    default=None,
+    help="Whether WM-811K's citations go in.  [default: as the provenance says]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the golden maps.")
+@console.json_option
+def export(out: Path, task_file: Path | None, accuracy_level: str, as_json: bool, **options: Any) -> None:
+    """Turn a checkpoint into a bundle: one ONNX graph, golden maps, a manifest.
+
+    The graph's scores must equal the checkpoint's within 1e-3 at exact accuracy, else nothing is written.
+
+    \b
+    Example:
+      wafervlm export -m runs/gptq -d runs/data -o runs/bundle
+    """
+    from export.stage import ExportConfig, export as run
+    from train.dataset import dataset_task
+    from wafervlm.bundle import open_bundle
+    from wafervlm.errors import UsageError
+    from wafervlm.task import Task
+
+    tune: Path | None = options["tune"]
+    if task_file is None and (tune is None or not (tune / "task.json").is_file()):
+        raise UsageError("the task is not known: give --task, or a dataset folder with --tune")
+    task = Task.from_file(task_file) if task_file else dataset_task(tune or Path())
+    config = ExportConfig(task=task, accuracy_level=int(accuracy_level), **options)
+    console.settings({**options, "out": out, "accuracy_level": accuracy_level, "task": task.name})
+    manifest, written = run(config, out)
+    console.say(
+        f"wrote {out}" if written else f"{out} is complete and of these inputs already; nothing to do"
+    )
+    console.result(
+        {
+            "bundle": str(out),
+            "digest": open_bundle(out).digest,
+            "precision": manifest.graph.precision,
+            "bytes": sum(entry.size for entry in manifest.files),
+            "temperature": manifest.temperature,
+            "verify_tolerance": manifest.verify_tolerance,
+            "parity": dict(manifest.parity),
+        },
+        as_json,
+    )
+    console.next_command(f"wafervlm verify --bundle {out}")

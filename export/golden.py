@@ -1,0 +1,44 @@
+"""Which maps go into a bundle as golden maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from train.dataset import Sample
+from train.synthetic import scene, wafers
+from wafervlm.errors import DatasetError, UsageError
+from wafervlm.task import Task
+from wafervlm.wafermap import WaferMap
+
+PER_LABEL = 2
+
+
+def synthetic_golden(task: Task, seed: int, per_label: int = PER_LABEL) -> list[Sample]:
+    """Synthetic maps, ``per_label`` of each label; a label without a generator gets scenes labelled ""."""
+    samples = []
+    for place, label in enumerate(task.labels):
+        try:
+            samples += [Sample(wafer, label) for wafer in wafers([label] * per_label, seed=seed + place)]
+        except UsageError:
+            rng = np.random.default_rng(seed + place)
+            scenes = [WaferMap(scene(rng), id=f"scene-{place}-{i}") for i in range(per_label)]
+            samples += [Sample(wafer, "") for wafer in scenes]
+    return samples
+
+
+def chosen_golden(
+    samples: Sequence[Sample], task: Task, seed: int, per_label: int = PER_LABEL
+) -> list[Sample]:
+    """Up to ``per_label`` of ``samples`` for each label, drawn at random. Raises DatasetError for none."""
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for label in task.labels:
+        of_label = [sample for sample in samples if sample.label == label]
+        chosen += [of_label[i] for i in np.sort(rng.permutation(len(of_label))[:per_label])]
+    if not chosen:
+        raise DatasetError(
+            "golden maps are to come from the dataset, and it has no map with a label of the task"
+        )
+    return chosen

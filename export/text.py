@@ -1,0 +1,140 @@
+"""The text core as a static graph: image tokens, the text after them and the label tree in one pass."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import torch
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
+
+from export.builder import Builder
+from export.layer import TextLayer, read_layer
+from export.prefix import FixedText
+from export.rotary import Rotary
+from export.sequence import Sequence
+from export.weights import Array, Weights, side_by_side
+
+
+class TextCore:
+    """Writes the decoder layers of a checkpoint for one ``sequence``.
+
+    Hidden states are (B, T, width). Keys and values of the text before the image are constants. Of the
+    last layer only the rows at which labels branch are computed beyond keys and values.
+    """
+
+    def __init__(self, builder: Builder, weights: Weights, sequence: Sequence) -> None:
+        self._b, self._weights, self._sequence = builder, weights, sequence
+        self._config = weights.config.text_config
+        self._heads = self._config.num_attention_heads
+        self._kv_heads = self._config.num_key_value_heads
+        self._head_dim = self._config.head_dim
+
+    def build(self, image: ir.Value, deepstack: list[ir.Value], batch: ir.Value) -> ir.Value:
+        """From image embeddings (B, n, width) and the DeepStack features: the hidden states (B, R, width)
+        of the R rows of the sequence. ``batch`` is the graph's (B, 1) shape."""
+        with self._b.scope("text"):
+            self._batch_3d = self._b.op("Concat", batch, self._b.constant("one", [1]), axis=0)
+            cos, sin = self._tables()
+            before = len(self._sequence.before)
+            self._rotary = Rotary(self._b, cos[before:], sin[before:], batch)
+            self._fixed = FixedText(
+                self._weights.config, self._embeddings(self._sequence.before), cos[:before], sin[:before]
+            )
+            self._mask = self._b.constant("mask", self._sequence.mask)
+            hidden = self._embed(image)
+            for index in range(self._config.num_hidden_layers - 1):
+                with self._b.scope(f"layer.{index}"):
+                    hidden = self._layer(index, hidden)
+                    if index < len(deepstack):
+                        hidden = self._add_to_image(hidden, deepstack[index])
+            with self._b.scope(f"layer.{self._config.num_hidden_layers - 1}"):
+                return self._last_layer(self._config.num_hidden_layers - 1, hidden)
+
+    def _tables(self) -> tuple[Array, Array]:
+        positions = torch.from_numpy(self._sequence.positions)[:, None]
+        cos, sin = Qwen3VLTextRotaryEmbedding(self._config)(torch.zeros(1), positions)
+        return cos[0].numpy(), sin[0].numpy()
+
+    def _embeddings(self, ids: tuple[int, ...]) -> Array:
+        table = self._weights.tensor("model.language_model.embed_tokens.weight")
+        rows: Array = table[list(ids)].float().numpy()
+        return rows
+
+    def _embed(self, image: ir.Value) -> ir.Value:
+        text = self._b.weight("embeddings", self._embeddings(self._sequence.after)[None])
+        return self._b.op("Concat", image, self._per_image(text), axis=1)
+
+    def _per_image(self, constant: ir.Value) -> ir.Value:
+        return self._b.op("Expand", constant, self._batch_3d)
+
+    def _add_to_image(self, hidden: ir.Value, features: ir.Value) -> ir.Value:
+        """DeepStack: ``features`` (B, n, width) are added to the image tokens, which come first."""
+        pads = self._b.constant("pads", [0, 0, 0, 0, len(self._sequence.after), 0])
+        return self._b.op("Add", hidden, self._b.op("Pad", features, pads))
+
+    def _layer(self, index: int, hidden: ir.Value) -> ir.Value:
+        b, layer = self._b, read_layer(self._weights, index)
+        width, kv_width = self._heads * self._head_dim, self._kv_heads * self._head_dim
+        x = self._norm(hidden, "input_norm", layer.input_norm)
+        q, k, v = b.split(
+            b.linear(x, "qkv", side_by_side([layer.q, layer.k, layer.v])), width, kv_width, kv_width
+        )
+        q = self._rotary.turn(self._head_norm(q, "q_norm", layer.q_norm, self._heads), self._heads)
+        hidden = b.op("Add", hidden, self._attend(index, layer, q, k, v, self._mask))
+        return b.op("Add", hidden, self._mlp(hidden, layer))
+
+    def _last_layer(self, index: int, hidden: ir.Value) -> ir.Value:
+        b, layer, rows = self._b, read_layer(self._weights, index), list(self._sequence.rows)
+        kv_width = self._kv_heads * self._head_dim
+        x = self._norm(hidden, "input_norm", layer.input_norm)
+        k, v = b.split(b.linear(x, "kv", side_by_side([layer.k, layer.v])), kv_width, kv_width)
+        picked = b.constant("rows", rows)
+        q = b.linear(b.op("Gather", x, picked, axis=1), "q", layer.q)
+        q = self._head_norm(q, "q_norm", layer.q_norm, self._heads)
+        q = self._rotary.turn(q, self._heads, self._rotary.at(rows))
+        mask = b.constant("mask", self._sequence.mask[rows])
+        hidden = b.op("Gather", hidden, picked, axis=1)
+        hidden = b.op("Add", hidden, self._attend(index, layer, q, k, v, mask))
+        return b.op("Add", hidden, self._mlp(hidden, layer))
+
+    def _attend(
+        self, index: int, layer: TextLayer, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value
+    ) -> ir.Value:
+        b = self._b
+        k = self._rotary.turn(self._head_norm(k, "k_norm", layer.k_norm, self._kv_heads), self._kv_heads)
+        if self._sequence.before:
+            keys, values = self._fixed.advance(index, layer)
+            k = b.op("Concat", self._per_image(b.constant("fixed_keys", keys)), k, axis=1)
+            v = b.op("Concat", self._per_image(b.constant("fixed_values", values)), v, axis=1)
+        out = b.op(
+            "Attention",
+            q,
+            k,
+            v,
+            mask,
+            q_num_heads=self._heads,
+            kv_num_heads=self._kv_heads,
+            scale=self._head_dim**-0.5,
+        )
+        return b.linear(out, "o", layer.o)
+
+    def _mlp(self, hidden: ir.Value, layer: TextLayer) -> ir.Value:
+        b, inner = self._b, self._config.intermediate_size
+        x = self._norm(hidden, "post_norm", layer.post_norm)
+        gate, up = b.split(b.linear(x, "gate_up", side_by_side([layer.gate, layer.up])), inner, inner)
+        silu = b.op("Mul", gate, b.op("Sigmoid", gate))
+        return b.linear(b.op("Mul", silu, up), "down", layer.down)
+
+    def _head_norm(self, x: ir.Value, name: str, scale: Array, heads: int) -> ir.Value:
+        by_head = self._b.op("Reshape", x, self._b.constant(f"{name}_heads", [0, 0, heads, self._head_dim]))
+        normed = self._norm(by_head, name, scale)
+        return self._b.op("Reshape", normed, self._b.constant(f"{name}_flat", [0, 0, heads * self._head_dim]))
+
+    def _norm(self, x: ir.Value, name: str, scale: Array) -> ir.Value:
+        return rms_norm(self._b, x, name, scale, self._config.rms_norm_eps)
+
+
+def rms_norm(builder: Builder, x: ir.Value, name: str, scale: Array, epsilon: float) -> ir.Value:
+    """``x / sqrt(mean(x^2) + epsilon) * scale`` over the last axis."""
+    with builder.scope(name):
+        weight = builder.weight("weight", scale)
+        return builder.op("RMSNormalization", x, weight, axis=-1, epsilon=epsilon)

@@ -1,0 +1,41 @@
+"""The command line of export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from export.commands import export
+from wafervlm.bundle import open_bundle
+from wafervlm.errors import UsageError
+from wafervlm.task import Task
+
+
+def test_a_bundle_is_written_and_described(checkpoint: Path, tiny_task: Task, tmp_path: Path) -> None:
+    (tmp_path / "task.json").write_text(json.dumps(tiny_task.to_dict()))
+    arguments = ["-m", str(checkpoint), "-o", str(tmp_path / "bundle"), "--task", str(tmp_path / "task.json")]
+    done = CliRunner().invoke(export, [*arguments, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0
+    result = json.loads(done.stdout)
+    assert result["digest"] == open_bundle(tmp_path / "bundle").digest
+    assert result["parity"]["exact_max_abs_difference"] < 1e-4
+    assert result["temperature"] == 1
+    assert f"next: wafervlm verify --bundle {tmp_path / 'bundle'}" in done.stderr
+    again = CliRunner().invoke(export, arguments, catch_exceptions=False)
+    assert "nothing to do" in again.stderr
+
+
+def test_the_task_must_be_known(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="give --task"):
+        CliRunner().invoke(
+            export, ["-m", str(checkpoint), "-o", str(tmp_path / "bundle")], catch_exceptions=False
+        )
+
+
+def test_help_has_an_example() -> None:
+    text = CliRunner().invoke(export, ["--help"]).stdout
+    assert "Example:" in text
+    assert "wafervlm export -m runs/gptq -d runs/data -o runs/bundle" in text

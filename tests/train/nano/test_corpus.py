@@ -1,0 +1,53 @@
+"""The base's corpus: measured answers, and no class in it."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from train.nano.corpus import QUESTIONS, WEIGHTS, segments, turns
+from train.synthetic import scene
+from wafervlm.geometry import measure
+from wafervlm.task import WAFER_DEFECTS
+
+
+def test_no_class_is_named() -> None:
+    rng = np.random.default_rng(0)
+    texts = [wording for q in QUESTIONS.values() for wording in q.wordings]
+    for _ in range(200):
+        texts += [turn.answer for turn in turns(scene(rng), rng, len(QUESTIONS))]
+    names = "|".join(re.escape(label) for label in WAFER_DEFECTS.labels)
+    found = [text for text in texts if re.search(rf"\b({names})\b", text, re.IGNORECASE)]
+    assert not found
+
+
+def test_answers_are_measured_on_the_dies() -> None:
+    dies = np.ones((20, 20), dtype=np.uint8)
+    dies[:10] = 2
+    found = measure(dies)
+    assert QUESTIONS["share"].answer(found) == "50 percent."
+    assert QUESTIONS["grid"].answer(found) == "99999 99999 66666 00000 00000"
+    assert QUESTIONS["clusters"].answer(found) == "1."
+    assert QUESTIONS["largest extent"].answer(found).startswith("200 dies")
+    assert QUESTIONS["largest place"].answer(found).endswith("12 o'clock.")
+    assert QUESTIONS["second place"].answer(found) == "There is no such cluster."
+
+
+def test_every_weight_has_its_question() -> None:
+    assert set(WEIGHTS) <= set(QUESTIONS)
+
+
+@pytest.mark.parametrize("image_first", [True, False])
+def test_only_answers_are_learned(image_first: bool) -> None:
+    rng = np.random.default_rng(1)
+    asked = turns(scene(rng), rng, 3)
+    parts = list(segments(asked, 4, image_first))
+    learned = "".join(text for text, is_learned in parts if is_learned)
+    given = "".join(text for text, is_learned in parts if not is_learned)
+    assert learned == " ".join(turn.answer for turn in asked) + "<|im_end|>"
+    assert all(turn.question in given for turn in asked)
+    assert given.count("<|image_pad|>") == 4
+    before = given.index("<|image_pad|>") < given.index(asked[0].question)
+    assert before == image_first

@@ -1,0 +1,121 @@
+"""The command line: what it lists, what it guesses, and what becomes of each kind of error."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import click
+import pytest
+
+from wafervlm import cli, errors, workshop
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_help_lists_every_command_and_the_exit_codes(capsys: Capture) -> None:
+    assert run("--help") == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {name} " in out for name in cli.COMMANDS)
+    assert "3 integrity" in out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_commands_help_has_an_example_and_help_for_each_option(name: str, capsys: Capture) -> None:
+    command = cli.cli.get_command(click.Context(cli.cli), name)
+    assert command is not None
+    for words, leaf in _leaves(command, name):
+        assert run(*words.split(), "--help") == 0
+        out = capsys.readouterr().out
+        assert f"wafervlm {words}" in out.partition("Example:")[2], words
+        bare = [option.name for option in leaf.params if isinstance(option, click.Option) and not option.help]
+        assert not bare, words
+
+
+def _leaves(command: click.Command, words: str) -> list[tuple[str, click.Command]]:
+    if not isinstance(command, click.Group):
+        return [(words, command)]
+    return [leaf for name, part in command.commands.items() for leaf in _leaves(part, f"{words} {name}")]
+
+
+@pytest.mark.parametrize(
+    "typed, meant",
+    [("trian", "train"), ("predictt", "predict"), ("calibrat", "calibrate"), ("Doctor", "doctor")],
+)
+def test_a_mistyped_command_is_guessed(typed: str, meant: str, capsys: Capture) -> None:
+    assert run(typed) == 2
+    assert f"did you mean '{meant}'?" in capsys.readouterr().err
+
+
+def test_an_unknown_command_lists_the_known_ones(capsys: Capture) -> None:
+    assert run("xyzzy") == 2
+    assert ", ".join(cli.COMMANDS) in capsys.readouterr().err
+
+
+def test_version(capsys: Capture) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"wafervlm {workshop.version()}\n"
+    assert workshop.version()[0].isdigit()
+
+
+EXITS = {
+    "one sentence": (errors.WaferMapError("one sentence"), 1),
+    "odd setting": (errors.ConfigError("odd setting"), 2),
+    "changed file": (errors.DigestError("changed file"), 3),
+    "no provider": (errors.ProviderError("no provider"), 4),
+    "not reached": (errors.GateError("not reached"), 5),
+    "memory ran out": (MemoryError(), 4),
+    "disk is full while writing out.bin": (OSError(errno.ENOSPC, "No space left on device", "out.bin"), 4),
+    "Permission denied: 'there'": (PermissionError(errno.EACCES, "Permission denied", "there"), 1),
+    "torch is not installed": (ModuleNotFoundError("No module named 'torch'", name="torch.nn"), 4),
+}
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A command that raises what it is given."""
+
+    def make(error: BaseException) -> None:
+        @click.command("predict")
+        def command() -> None:
+            raise error
+
+        monkeypatch.setattr(cli.LazyGroup, "get_command", lambda *_: command)
+
+    return make
+
+
+@pytest.mark.parametrize("sentence", EXITS)
+def test_an_error_is_one_line_and_an_exit_code(sentence: str, failing: Any, capsys: Capture) -> None:
+    error, code = EXITS[sentence]
+    failing(error)
+    assert run("predict") == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("Error: ")
+    assert sentence in said.err
+    assert len(said.err.splitlines()) == 1
+
+
+def test_a_full_disk_is_told_where_another_error_wraps_it(failing: Any, capsys: Capture) -> None:
+    wrapper = OSError("could not save the picture")
+    wrapper.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    failing(wrapper)
+    assert run("predict") == 4
+    assert "the disk is full" in capsys.readouterr().err
+
+
+def test_verbose_shows_where_an_error_came_from(failing: Any, capsys: Capture) -> None:
+    failing(errors.GateError("not reached"))
+    assert run("-v", "predict") == 5
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_defect_of_ours_is_not_hidden(failing: Any) -> None:
+    failing(ZeroDivisionError("ours"))
+    with pytest.raises(ZeroDivisionError):
+        run("predict")

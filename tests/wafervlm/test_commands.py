@@ -1,0 +1,252 @@
+"""predict and verify: what they print and where, and their exit codes. doctor is in test_doctor.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import wafervlm
+from tests.wafervlm.toy import LABELS
+from wafervlm import WaferMap, cli, errors
+from wafervlm.commands import find_files, read_bins
+from wafervlm.render import render
+
+ROOT = Path(wafervlm.__file__).parents[1]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def maps(tmp_path: Path, wafers: list[WaferMap]) -> Path:
+    """A folder of three wafers: .npy, .csv with letters for bins, and .png in a folder below."""
+    folder = tmp_path / "maps"
+    (folder / "below").mkdir(parents=True)
+    np.save(folder / "a.npy", wafers[0].dies)
+    rows = [",".join(map(str, row)) for row in wafers[1].dies]
+    (folder / "b.csv").write_text("\n".join(rows))
+    (folder / "notes.md").write_text("not a wafer")
+    return folder
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_predict_says_what_the_library_says(toy_bundle: Path, maps: Path, capsys: Capture) -> None:
+    assert run("predict", maps / "a.npy", "--bundle", toy_bundle, "--threads", 1) == 0
+    said = capsys.readouterr()
+    with wafervlm.load(toy_bundle, threads=1) as model:
+        answer = model.predict(maps / "a.npy")
+    name, label, confidence, _ = said.out.split("  ")
+    assert (name, label, confidence) == (str(maps / "a.npy"), answer.label, f"{answer.confidence:.3f}")
+    assert model.digest[:12] in said.err
+    assert "next: wafervlm predict" in said.err
+
+
+def test_json_gives_one_line_for_each_wafer(
+    toy_bundle: Path, maps: Path, wafers: list[WaferMap], capsys: Capture
+) -> None:
+    with wafervlm.load(toy_bundle) as model:
+        picture = render(wafers[2], model.task.render)
+    Image.fromarray(picture).save(maps / "below" / "c.png")
+    assert run("predict", maps, "--bundle", toy_bundle, "--json") == 0
+    said = capsys.readouterr()
+    lines = [json.loads(line) for line in said.out.splitlines()]
+    assert [Path(line["path"]).name for line in lines] == ["a.npy", "b.csv", "c.png"]
+    for line in lines:
+        assert tuple(line["scores"]) == LABELS
+        assert abs(sum(line["scores"].values()) - 1) < 1e-6
+        assert line["locked"] is True
+    assert "3 of 3 wafers" in said.err
+
+
+def test_a_bad_file_is_reported_and_the_rest_go_on(toy_bundle: Path, maps: Path, capsys: Capture) -> None:
+    (maps / "aa.npy").write_bytes(b"not an array")
+    assert run("predict", maps, maps / "missing.npy", "--bundle", toy_bundle, "--json") == 1
+    said = capsys.readouterr()
+    lines = [json.loads(line) for line in said.out.splitlines()]
+    assert [("label" in line, "error" in line) for line in lines] == [
+        (True, False),
+        (False, True),
+        (True, False),
+        (False, True),
+    ]
+    complaints = [line for line in said.err.splitlines() if line.startswith("Error: ")]
+    assert [sum(name in line for line in complaints) for name in ("aa.npy", "missing.npy")] == [1, 1]
+    assert "2 of 4 wafers" in said.err
+
+
+def test_bins_are_mapped(toy_bundle: Path, maps: Path, wafers: list[WaferMap], capsys: Capture) -> None:
+    letters = np.array([".", "P", "F"])[wafers[1].dies]
+    (maps / "b.csv").write_text("\n".join(",".join(row) for row in letters))
+    assert run("predict", maps / "b.csv", "--bundle", toy_bundle) == 1
+    assert "is not mapped" in capsys.readouterr().err
+    assert run("predict", maps / "b.csv", "--bundle", toy_bundle, "--bins", ".=0,P=pass,F=2", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["wafer"]["digest"] == wafers[1].digest
+
+
+def test_a_foreign_image_is_refused_or_marked(toy_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.png")
+    assert run("predict", tmp_path / "photo.png", "--bundle", toy_bundle) == 1
+    assert "not a wafer map of this task" in capsys.readouterr().err
+    assert run("predict", tmp_path / "photo.png", "--bundle", toy_bundle, "--foreign") == 0
+    assert "outside the lock" in capsys.readouterr().out
+
+
+def test_plot_draws_one_wafer(toy_bundle: Path, maps: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert run("predict", maps / "a.npy", "--bundle", toy_bundle, "--plot", tmp_path / "answer.png") == 0
+    with Image.open(tmp_path / "answer.png") as picture:
+        assert (picture.format, picture.width) == ("PNG", 960)
+    assert run("predict", maps, "--bundle", toy_bundle, "--plot", tmp_path / "other.png") == 2
+    assert not (tmp_path / "other.png").exists()
+    assert "--plot draws one wafer" in capsys.readouterr().err
+
+
+def test_a_changed_bundle_ends_with_3(toy_bundle: Path, maps: Path, capsys: Capture) -> None:
+    graph = next(toy_bundle.glob("*.onnx"))
+    graph.write_bytes(graph.read_bytes()[:-1])
+    assert run("predict", maps, "--bundle", toy_bundle) == 3
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--threads", "0", "a.npy"], ["--timeout", "0", "a.npy"], ["--theads", "2", "a.npy"]]
+)
+def test_wrong_usage_ends_with_2(arguments: list[str], capsys: Capture) -> None:
+    assert run("predict", *arguments) == 2
+    assert "Usage: " in capsys.readouterr().err
+
+
+def test_a_folder_without_wafers_is_named(tmp_path: Path, capsys: Capture) -> None:
+    assert run("predict", tmp_path) == 2
+    assert f"{tmp_path} holds no file" in capsys.readouterr().err
+
+
+def test_progress_is_told_where_answers_go_to_a_file(
+    toy_bundle: Path, maps: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wafervlm.commands.SECONDS_BETWEEN_NOTES", 0.0)
+    assert run("predict", maps, "--bundle", toy_bundle) == 0
+    assert "1/2 wafers, " in capsys.readouterr().err
+
+
+def test_files_are_found_in_order_and_named_ones_kept(maps: Path) -> None:
+    found = find_files([maps / "notes.md", maps])
+    assert [path.name for path in found] == ["notes.md", "a.npy", "b.csv"]
+
+
+@pytest.mark.parametrize(
+    "text, table",
+    [
+        (".=0,1=pass,X=fail", {".": 0, "1": 1, "X": 2}),
+        ("a=none,==1", {"a": 0, "=": 1}),
+        ("P=Pass", {"P": 1}),
+    ],
+)
+def test_tables_of_bins(text: str, table: dict[str, int]) -> None:
+    assert read_bins(text) == table
+
+
+def test_a_file_of_bins(tmp_path: Path) -> None:
+    (tmp_path / "bins.json").write_text('{"P": 1, "F": "fail", "?": 0}')
+    assert read_bins(str(tmp_path / "bins.json")) == {"P": 1, "F": 2, "?": 0}
+
+
+@pytest.mark.parametrize("text", ["P=1,P=2", "P=3", "P=", "P", "", "[1]", "{}", "P=1,F"])
+def test_bins_that_cannot_be_meant(text: str, tmp_path: Path) -> None:
+    if text in ("[1]", "{}"):
+        (tmp_path / "bins.json").write_text(text)
+        text = str(tmp_path / "bins.json")
+    with pytest.raises(errors.UsageError, match="--bins"):
+        read_bins(text)
+
+
+def test_a_real_full_disk_is_told(toy_bundle: Path, maps: Path, capsys: Capture) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("there is no /dev/full on this system")
+    assert run("predict", maps / "a.npy", "--bundle", toy_bundle, "--plot", full) == 4
+    assert "the disk is full" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_at_once_with_130_and_no_traceback(tmp_path: Path, toy_bundle: Path) -> None:
+    """A folder of many wafers, interrupted after its first answer."""
+    for number in range(3000):
+        np.save(tmp_path / f"{number}.npy", np.ones((9, 9), np.uint8))
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "wafervlm.cli",
+        "predict",
+        str(tmp_path),
+        "--bundle",
+        str(toy_bundle),
+    ]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - started < 5
+    assert err.splitlines()[-1] == "stopped"
+    assert "Traceback" not in err
+
+
+def test_a_reader_that_goes_away_is_no_defect(toy_bundle: Path, tmp_path: Path) -> None:
+    for number in range(300):
+        np.save(tmp_path / f"{number}.npy", np.ones((9, 9), np.uint8))
+    line = f"{sys.executable} -m wafervlm.cli predict {tmp_path} --bundle {toy_bundle} | head -n 1"
+    done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_verify_reports_both_levels(toy_bundle: Path, capsys: Capture) -> None:
+    assert run("verify", "--bundle", toy_bundle, "--json") == 0
+    said = capsys.readouterr()
+    report = json.loads(said.out)
+    assert report["exact"]["max_abs_difference"] <= report["exact"]["tolerance"] == 1e-3
+    assert report["deployed"]["label_agreement"] == 1
+    assert said.err.splitlines()[-1] == f"next: wafervlm predict map.npy --bundle {toy_bundle}"
+
+
+def test_verify_for_people(toy_bundle: Path, capsys: Capture) -> None:
+    assert run("verify", "--bundle", toy_bundle) == 0
+    assert "exact.max_abs_difference" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["golden.npz", "manifest.json"])
+def test_verify_ends_with_3_where_a_file_is_gone(name: str, toy_bundle: Path, capsys: Capture) -> None:
+    (toy_bundle / name).unlink()
+    assert run("verify", "--bundle", toy_bundle) == 3
+    assert name in capsys.readouterr().err
+
+
+def test_a_read_only_bundle_in_a_read_only_folder_serves(
+    toy_bundle: Path, maps: Path, tmp_path: Path
+) -> None:
+    locked = tmp_path / "locked"
+    shutil.copytree(toy_bundle, locked / "bundle")
+    for path in (*locked.rglob("*"), locked):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        assert run("verify", "--bundle", locked / "bundle") == 0
+        assert run("predict", maps / "a.npy", "--bundle", locked / "bundle") == 0
+    finally:
+        for path in (locked, locked / "bundle"):
+            path.chmod(0o755)

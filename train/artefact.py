@@ -1,0 +1,139 @@
+"""Artefact folders: written beside their final name, renamed whole, with their provenance.
+
+A stage's output either stands complete under its name or not at all. ``provenance.json`` says from
+which inputs, by digest, with which settings, versions and seed it was made, and with what parity.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from wafervlm.errors import ManifestError, ResourceError, UsageError
+
+PROVENANCE = "provenance.json"
+_VERSIONS_OF = ("numpy", "torch", "transformers", "peft", "trl", "onnx", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where an artefact comes from: the ``stage`` that wrote it, its ``inputs`` (name to digest), the
+    effective ``settings``, the ``seed`` and the ``parity`` figures measured on it."""
+
+    stage: str
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    parity: Mapping[str, Any] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def writing(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a new folder beside ``out``; when the block ends well it is synced and renamed to ``out``.
+
+    On any error the new folder is removed and ``out`` stays as it was. Raises UsageError where ``out``
+    exists and ``overwrite`` is False, ResourceError where the disk is full.
+    """
+    out = Path(out)
+    if out.exists() and not overwrite:
+        raise UsageError(f"{out} exists already; remove it or choose another output folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = out.parent / f".{out.name}.{os.getpid()}.writing"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        yield work
+        sync_tree(work)
+        replace_folder(work, out)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise ResourceError(f"the disk is full while writing {out}; free space and run again") from error
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def replace_folder(work: Path, out: Path) -> None:
+    """Rename ``work`` to ``out``, moving what stood there aside first so that either one is whole."""
+    aside = out.parent / f".{out.name}.{os.getpid()}.replaced"
+    if out.exists():
+        out.rename(aside)
+    work.rename(out)
+    shutil.rmtree(aside, ignore_errors=True)
+    _sync(out.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file and folder below ``folder`` to the disk."""
+    for path in [*sorted(folder.rglob("*")), folder]:
+        if not path.is_symlink():
+            _sync(path)
+
+
+def write_provenance(folder: Path, provenance: Provenance) -> None:
+    """Write provenance.json into ``folder``, with the versions in use and the time."""
+    record = {
+        **asdict(provenance),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    (folder / PROVENANCE).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Read provenance.json of ``folder``. Raises ManifestError where it is missing or not JSON."""
+    try:
+        record = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{folder} has no readable {PROVENANCE}: {error}") from None
+    if not isinstance(record, dict):
+        raise ManifestError(f"{folder / PROVENANCE} must hold one JSON object")
+    return record
+
+
+def is_complete(out: Path, provenance: Provenance) -> bool:
+    """Whether ``out`` stands complete and was made by the same stage from the same inputs and settings."""
+    if not (out / PROVENANCE).is_file():
+        return False
+    wanted = json.loads(json.dumps(asdict(provenance), default=str))
+    found = read_provenance(out)
+    return all(found.get(key) == wanted[key] for key in ("stage", "inputs", "settings", "seed"))
+
+
+def folder_digest(path: Path) -> str:
+    """sha256, 64 hex digits, of a file, or over the sorted relative names and contents of a folder."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    whole = hashlib.sha256()
+    for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
+        name = file_path.relative_to(path).as_posix()
+        whole.update(f"{name}\0{folder_digest(file_path)}\n".encode())
+    return whole.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _VERSIONS_OF:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -1,0 +1,192 @@
+"""Batches for fine-tuning: which map comes when, in which symmetry, and as which tensors.
+
+The k-th map of a training is a function of the seed and k alone, so that an interrupted training goes on
+with the very map it would have seen. Prompts are tokenised once per question and answer; only the answer,
+with the token that ends the turn, carries a label for the loss.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from train.loading import Checkpoint, check_image_size, prompt_text
+from train.patches import patchify
+from wafervlm.errors import DatasetError, TaskError
+from wafervlm.render import RenderSpec, RgbImage, render
+from wafervlm.task import Task
+from wafervlm.wafermap import WaferMap
+
+IGNORED = -100
+SYMMETRIES = 8
+Batch = dict[str, torch.Tensor]
+
+# Words that stop being true when the wafer is turned or mirrored.
+_DIRECTION = re.compile(
+    r"\b(o'?clock|clockwise|left\w*|right\w*|top|bottom|upper|lower|above|below|north\w*|south\w*|east\w*|west\w*"
+    r"|horizontal\w*|vertical\w*|rows?|columns?|quadrants?|hours?)\b|\bclock\s+position",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One wafer map with a ``question`` and its ``answer``; ``label`` is the class it counts for."""
+
+    wafer: WaferMap
+    label: str
+    question: str
+    answer: str
+
+    @property
+    def turns(self) -> bool:
+        """Whether question and answer stay true when the wafer is turned or mirrored."""
+        return not names_direction(f"{self.question}\n{self.answer}")
+
+
+def names_direction(text: str) -> bool:
+    """Whether ``text`` names a direction or a place that a rotation or a mirror would move."""
+    return _DIRECTION.search(text) is not None
+
+
+class Order:
+    """The order in which ``count`` examples are shown, without end: ``order[k]`` is (example, symmetry).
+
+    With ``balance`` every run of as many maps as there are classes holds each class once; a class begins
+    anew, reshuffled, when all its maps were shown. Without it the examples are shuffled as a whole. The
+    symmetry is drawn from 0 to 7, and 0 where ``turnable`` is False. Raises DatasetError without examples.
+    """
+
+    def __init__(self, labels: Sequence[str], turnable: Sequence[bool], seed: int, balance: bool) -> None:
+        if not labels:
+            raise DatasetError("there is no map to train on")
+        names = np.asarray(labels) if balance else np.zeros(len(labels), dtype=int)
+        self._groups = [np.flatnonzero(names == name) for name in np.unique(names)]
+        self._turnable, self._seed = np.asarray(turnable, dtype=bool), seed
+        # One whole shuffle of the widest class and of the classes is held at a time.
+        self._shuffled = functools.lru_cache(maxsize=4 * len(self._groups) + 4)(self._shuffle)
+
+    def __getitem__(self, k: int) -> tuple[int, int]:
+        block, place = divmod(k, len(self._groups))
+        group = int(self._shuffled(0, block, len(self._groups))[place])
+        members = self._groups[group]
+        cycle, slot = divmod(block, len(members))
+        index = int(members[self._shuffled(1 + group, cycle, len(members))[slot]])
+        turn = int(np.random.default_rng([self._seed, 2, k]).integers(SYMMETRIES))
+        return index, turn if self._turnable[index] else 0
+
+    def _shuffle(self, stream: int, cycle: int, count: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self._seed, 1, stream, cycle]).permutation(count)
+
+
+class Collator:
+    """Turns positions of an Order into the tensors that the model trains on.
+
+    ``__call__`` takes rows ``{"position": k}`` and returns input_ids, attention_mask, labels and
+    mm_token_type_ids, each (B, T) int64, pixel_values (B * patches, channels * 2 * patch * patch) float32
+    and image_grid_thw (B, 3). Shorter rows are padded on the right.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, task: Task, examples: Sequence[Example], order: Order, max_length: int
+    ) -> None:
+        self._examples, self._order, self._task = examples, order, task
+        self._pixels = Pixels(checkpoint.processor, task.render)
+        self._pad = int(checkpoint.tokenizer.pad_token_id)
+        self._image_token = int(checkpoint.processor.image_token_id)
+        self._write = functools.cache(
+            functools.partial(tokenize_turn, checkpoint.processor, task, max_length=max_length)
+        )
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
+        drawn = [self._order[int(row["position"])] for row in rows]
+        examples = [self._examples[index] for index, _ in drawn]
+        turns = [self._write(example.question, example.answer) for example in examples]
+        images = [
+            render(example.wafer if turn == 0 else example.wafer.transformed(turn), self._task.render)
+            for example, (_, turn) in zip(examples, drawn, strict=True)
+        ]
+        return {**self._text(turns), **self._pixels(images)}
+
+    def _text(self, turns: Sequence[tuple[tuple[int, ...], int]]) -> Batch:
+        shape = len(turns), max(len(ids) for ids, _ in turns)
+        ids, mask = torch.full(shape, self._pad), torch.zeros(shape, dtype=torch.long)
+        labels = torch.full(shape, IGNORED)
+        for row, (tokens, opening) in enumerate(turns):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            labels[row, opening : len(tokens)] = ids[row, opening : len(tokens)]
+            mask[row, : len(tokens)] = 1
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "mm_token_type_ids": (ids == self._image_token).long(),
+        }
+
+
+class Pixels:
+    """Images of one size to pixel_values and image_grid_thw.
+
+    The vectorised path is taken where it gives, on a probe image, exactly what ``processor`` gives; else
+    the processor does each batch. Raises TaskError where the processor would resample the image.
+    """
+
+    def __init__(self, processor: Any, spec: RenderSpec) -> None:
+        self._processor = processor.image_processor
+        self._patch, self._merge = int(self._processor.patch_size), int(self._processor.merge_size)
+        check_image_size(processor, spec.height, spec.width)
+        probe = np.random.default_rng(0).integers(0, 256, (spec.height, spec.width, 3)).astype(np.uint8)
+        exact = self._processed([probe])
+        self._grid = exact["image_grid_thw"]
+        self._mean, self._std = _uniform(self._processor.image_mean), _uniform(self._processor.image_std)
+        self.vectorised = self._agrees(probe, exact["pixel_values"])
+
+    def __call__(self, images: Sequence[RgbImage]) -> Batch:
+        if not self.vectorised:
+            return self._processed(images)
+        return {"pixel_values": self._fast(np.stack(images)), "image_grid_thw": self._grid.repeat(len(images), 1)}
+
+    def _processed(self, images: Sequence[RgbImage]) -> Batch:
+        return dict(self._processor(images=list(images), return_tensors="pt", input_data_format="channels_last"))
+
+    def _agrees(self, probe: RgbImage, exact: torch.Tensor) -> bool:
+        if self._mean is None or self._std is None:
+            return False
+        return torch.allclose(self._fast(probe[None]), exact.float(), rtol=0, atol=1e-6)
+
+    def _fast(self, images: NDArray[np.uint8]) -> torch.Tensor:
+        return patchify(images, self._patch, self._merge, self._mean or 0.0, self._std or 1.0)
+
+
+def tokenize_turn(
+    processor: Any, task: Task, question: str, answer: str, *, max_length: int
+) -> tuple[tuple[int, ...], int]:
+    """Token ids of one question, the image and its answer up to the token that ends the turn, and the index
+    of the answer's first token. Question and answer are tokenised together, as the label tree does.
+
+    Raises TaskError where the answer merges with the prompt or the whole is longer than ``max_length``.
+    """
+    before = prompt_text(processor, replace(task, prompt=question))
+    whole = before + answer + processor.tokenizer.eos_token
+    blank = np.zeros((task.render.height, task.render.width, 3), dtype=np.uint8)
+    prompt, ids = (tuple(processor(text=[text], images=[blank])["input_ids"][0]) for text in (before, whole))
+    if ids[: len(prompt)] != prompt:
+        raise TaskError(f"the answer {answer!r} merges with the prompt before it into one token; change its beginning")
+    if len(ids) > max_length:
+        raise TaskError(
+            f"the conversation {question[:40]!r}... is {len(ids)} tokens long; raise model.max_length, now {max_length}, "
+            "or render smaller images"
+        )
+    return ids, len(prompt)
+
+
+def _uniform(values: Sequence[float]) -> float | None:
+    """The one value of all channels, None where they differ."""
+    return float(values[0]) if len(set(values)) == 1 else None

@@ -1,0 +1,74 @@
+"""The commands ``wafervlm train`` and ``wafervlm merge``; ``wafervlm data`` is found here too."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from train.data_commands import data as data
+from wafervlm import console
+
+TEMPLATE = Path(__file__).with_name("sft.toml")
+
+
+def _explain(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Print every setting with its default and its help."""
+    if not wanted or ctx.resilient_parsing:
+        return
+    from train.config import Settings, leaves
+
+    for key, default, text in leaves(Settings):
+        click.echo(f"{key} = {_toml(default)}\n    {text}")
+    ctx.exit()
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+@click.command()
+@click.argument("settings_file", metavar="SETTINGS.toml", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("-b", "--base", help="Folder of the base checkpoint (model.base).")
+@click.option("-d", "--dataset", help="Dataset folder (data.dataset).")
+@click.option("-o", "--out", help="Folder of the adapter to write (output).")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting, as in train.batch=16.")
+@click.option("--explain", is_flag=True, is_eager=True, expose_value=False, callback=_explain,
+              help="List every setting with its default and exit.")
+@console.json_option
+def train(
+    settings_file: Path, base: str | None, dataset: str | None, out: str | None, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Teach a model wafer maps with LoRA, as a TOML file says.
+
+    Work in progress lies beside the output, in OUT.partial. Interrupt or kill the command and run it again:
+    it goes on from the last whole checkpoint to the same result. The Cosmos recipe's sft.toml is understood.
+
+    \b
+    Example:
+      wafervlm train train/sft.toml -b runs/nano-base -d runs/data -o runs/adapter
+    """
+    # Before transformers is imported: a workstation is not asked to look anything up.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from train.config import flat_dict, read_settings
+
+    named = {"model.base": base, "data.dataset": dataset, "output": out}
+    given = {key: value for key, value in named.items() if value is not None}
+    settings, notes = read_settings(settings_file, overrides, given)
+    for note in notes:
+        console.say(f"from the recipe: {note}")
+    from train.sft import fine_tune, settled
+
+    console.settings(flat_dict(settled(settings)))
+    outcome = fine_tune(settings)
+    if not outcome.trained_now:
+        console.say(f"{outcome.adapter} is complete and was made from the same base, dataset and settings")
+    console.result(outcome.summary(), as_json)
+    console.next_command(
+        f"wafervlm merge -b {settings.model.base} -a {outcome.adapter} -o {outcome.adapter.with_name('merged')}"
+    )

@@ -1,0 +1,64 @@
+"""LLaVA-style conversations about wafer maps: four questions for each image, each with a right answer.
+
+golden: the task's own question and answer. yes and no: whether the map shows a class, once the true one and
+once a wrong one. choice: which of the numbered classes it shows.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wafervlm.task import RECIPE_CONTEXT, Task
+
+KINDS = ("golden", "yes", "no", "choice")
+BINARY = "Does the wafer map image have the defect type of {label}?"
+YES = "Yes, this wafer map image presents the defect type of {label}."
+NO = "No, this wafer map image presents the defect type of {label}."
+CHOICE = (
+    "There are {count} possible types of defect of wafer map: {choices} Which type does this image present?"
+)
+
+Conversation = dict[str, Any]
+
+
+def conversations(image: str, label: str, task: Task, chance: random.Random) -> list[Conversation]:
+    """The four conversations, in the order of KINDS, about the image at path ``image``.
+
+    ``chance`` picks the wrong class of the no-question. The image stands where the task's order has it.
+    Raises TaskError for a label that the task does not have.
+    """
+    answer = task.answer(label)
+    context = RECIPE_CONTEXT if task.prompt.startswith(RECIPE_CONTEXT) else ""
+    name = task.spelling(label)
+    wrong = chance.choice([task.spelling(other) for other in task.labels if other != label])
+    numbered = [f"({number}) {task.spelling(other)}." for number, other in enumerate(task.labels, start=1)]
+    choice = CHOICE.format(count=len(numbered), choices=" ".join(numbered))
+    pairs = {
+        "golden": (task.prompt, answer),
+        "yes": (context + BINARY.format(label=name), YES.format(label=name)),
+        "no": (context + BINARY.format(label=wrong), NO.format(label=name)),
+        "choice": (context + choice, numbered[task.labels.index(label)]),
+    }
+    stem = image.rsplit(".", 1)[0]
+    return [
+        _conversation(f"{stem}-{kind}", image, _asked(task, pairs[kind][0]), pairs[kind][1]) for kind in KINDS
+    ]
+
+
+def write_conversations(entries: Sequence[Conversation], path: Path) -> None:
+    """Write ``entries`` as one JSON list."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(list(entries), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _asked(task: Task, question: str) -> str:
+    return f"<image>\n{question}" if task.order == "image-first" else f"{question}\n<image>"
+
+
+def _conversation(name: str, image: str, question: str, answer: str) -> Conversation:
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": name, "image": image, "conversations": turns}

@@ -1,0 +1,285 @@
+# NOTE FOR HELPER B1 (remove later): the founder wrote families.py, loading.py, scorer.py, merge.py and their tests at 08:40
+# because nothing was here yet. Do not rewrite them: review them, improve what is wrong, add what your task asks beyond them.
+"""Loading a checkpoint folder: model, processor, tokenizer, and inputs for it. Never from the network."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
+from transformers.utils import logging as transformers_logging
+
+from train.families import Family, family_of
+from wafervlm.errors import CheckpointError, ImageError, ProviderError, TaskError, UsageError
+from wafervlm.render import RgbImage
+from wafervlm.task import Task
+
+CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "config.json", "adapter_config.json", "adapter_model.safetensors"
+DTYPES = ("float32", "bfloat16", "float16")
+# What transformers, peft and safetensors raise for a folder that is not what its configuration says.
+_UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded ``model``, in eval mode, with its ``processor`` and ``tokenizer``, its ``family`` and the
+    folder ``path`` it came from."""
+
+    model: Any
+    processor: Any
+    tokenizer: Any
+    family: Family
+    path: Path
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def network(self) -> Any:
+        """The family's own model, without the shell that an adapter puts around it."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+
+def load_checkpoint(
+    path: Path | str, *, dtype: str = "float32", device: str = "cpu", adapter: Path | str | None = None
+) -> Checkpoint:
+    """Load a checkpoint folder, with the LoRA ``adapter`` folder on top where given.
+
+    ``dtype`` is that of the weights: float32, bfloat16 or float16. Raises CheckpointError for a folder
+    that is no checkpoint, is of another architecture, is quantized, or lacks a file or a tensor;
+    UsageError for another dtype; ProviderError for a device that is not there.
+    """
+    path = Path(path)
+    family = _full_precision_family(path)
+    processor = load_processor(path)
+    _check_placement(dtype, device)
+    model = _load_model(path, family, getattr(torch, dtype)).to(device)
+    if adapter is not None:
+        model = _with_adapter(model, Path(adapter))
+    return Checkpoint(model.eval(), processor, processor.tokenizer, family, path)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a checkpoint folder. Raises CheckpointError."""
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{path} is not a checkpoint folder: it has no {CONFIG}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path / CONFIG} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path / CONFIG} must hold one JSON object")
+    return config
+
+
+def checkpoint_family(path: Path | str) -> Family:
+    """The family of a checkpoint folder. Raises CheckpointError."""
+    names = read_config(Path(path)).get("architectures") or []
+    if not isinstance(names, list):
+        raise CheckpointError(f"{Path(path) / CONFIG}: architectures must be a list of names, not {names!r}")
+    return family_of([str(name) for name in names], str(path))
+
+
+def load_processor(path: Path | str) -> Any:
+    """The processor of a checkpoint folder: chat template, tokenizer and image processor, without video.
+
+    Raises CheckpointError where one of them is missing.
+    """
+    path = Path(path)
+    family = checkpoint_family(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        images = Qwen2VLImageProcessorPil.from_pretrained(path, local_files_only=True)
+    except _UNREADABLE as error:
+        raise CheckpointError(f"{path} has no usable tokenizer or image processor: {_first(error)}") from None
+    tokenizer.chat_template = tokenizer.chat_template or _legacy_template(path)
+    return family.processor(
+        image_processor=images, tokenizer=tokenizer, chat_template=tokenizer.chat_template
+    )
+
+
+def encode(
+    checkpoint: Checkpoint, task: Task, images: Sequence[RgbImage], labels: Sequence[str] | None = None
+) -> dict[str, torch.Tensor]:
+    """Inputs of the model for one or more ``images``, each (H, W, 3) uint8 RGB as ``task`` renders them.
+
+    Returns input_ids, attention_mask and mm_token_type_ids, each (B, T) int64 and padded on the right,
+    pixel_values (B * patches, 3 * 2 * patch * patch) float32 and image_grid_thw (B, 3) int64. Without
+    ``labels`` the text ends where the answer begins; with them the whole answer follows, with the token
+    that ends the turn. Raises ImageError for another size than the task's, TaskError where the processor
+    would resample images of the task.
+    """
+    if labels is not None and len(labels) != len(images):
+        raise UsageError(f"{len(images)} images came with {len(labels)} labels; give one label per image")
+    processor = checkpoint.processor
+    answers: Sequence[str | None] = [None] * len(images) if labels is None else labels
+    texts = [prompt_text(processor, task, label) for label in answers]
+    check_image_size(processor, task.render.height, task.render.width)
+    return encode_texts(checkpoint, texts, [check_image(image, task) for image in images])
+
+
+def encode_texts(
+    checkpoint: Checkpoint, texts: Sequence[str], images: Sequence[RgbImage]
+) -> dict[str, torch.Tensor]:
+    """Inputs of the model for whole conversations as text, one image in each; tensors as ``encode`` says."""
+    pictures = [Image.fromarray(np.ascontiguousarray(image)) for image in images]
+    inputs = checkpoint.processor(
+        text=list(texts), images=pictures, return_tensors="pt", padding=True, padding_side="right"
+    )
+    return {key: value.to(checkpoint.device) for key, value in inputs.items()}
+
+
+def prompt_text(processor: Any, task: Task, label: str | None = None) -> str:
+    """The conversation as text, up to where the answer begins, or with the answer and the end of its turn.
+
+    Raises TaskError where the chat template does not write the answer right after the prompt.
+    """
+    tokenizer = processor.tokenizer
+    text: str = tokenizer.apply_chat_template(task.messages(), tokenize=False, add_generation_prompt=True)
+    if label is None:
+        return text
+    whole: str = tokenizer.apply_chat_template(task.messages(label), tokenize=False)
+    if not whole.startswith(text + task.answer(label)):
+        raise TaskError(
+            "the chat template does not write the answer right after the prompt; use another template"
+        )
+    # After the mark that ends the turn a template writes white space, which no model is asked for.
+    return whole.rstrip()
+
+
+def check_image_size(processor: Any, height: int, width: int) -> None:
+    """Raise TaskError where an image of this size would be resampled, which blurs die edges."""
+    images = processor.image_processor
+    step = images.patch_size * images.merge_size
+    if height % step or width % step:
+        raise TaskError(
+            f"images of {height}x{width} pixels would be resampled: this checkpoint needs multiples of {step}"
+            f"; set the task's render size, for example to {_near(height, step)}x{_near(width, step)}"
+        )
+    least, most = images.size["shortest_edge"], images.size["longest_edge"]
+    if not least <= height * width <= most or max(height, width) > 200 * min(height, width):
+        raise TaskError(
+            f"images of {height}x{width} pixels would be resampled: this checkpoint's image processor takes "
+            f"{least} to {most} pixels and sides of at most 200 to 1; set the task's render size"
+        )
+
+
+def check_image(image: RgbImage, task: Task) -> RgbImage:
+    """Return ``image``; raise ImageError where it is not (H, W, 3) uint8 of the size that ``task`` renders."""
+    wanted = (task.render.height, task.render.width, 3)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != wanted:
+        what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ImageError(
+            f"an image of task {task.name!r} must be a uint8 array of shape {wanted}, not {what}"
+        )
+    return image
+
+
+def check_weights(path: Path, report: dict[str, Any]) -> None:
+    """Raise CheckpointError where transformers' loading ``report`` names a tensor that did not fit.
+
+    transformers fills what is missing with random numbers and only warns.
+    """
+    for key, what in (("missing_keys", "lack"), ("mismatched_keys", "misshape"), ("unexpected_keys", "add")):
+        if names := sorted(str(name) for name in report.get(key) or ()):
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise CheckpointError(
+                f"the weights in {path} do not fit its {CONFIG}: they {what} {', '.join(names[:3])}{more}; "
+                "fetch or merge the checkpoint again"
+            )
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keep transformers' own bars and advice about weights off the terminal; what matters is raised."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _full_precision_family(path: Path) -> Family:
+    family = checkpoint_family(path)
+    if "quantization_config" in read_config(path):
+        raise CheckpointError(f"{path} holds a quantized checkpoint; name the one that it was made from")
+    return family
+
+
+def _check_placement(dtype: str, device: str) -> None:
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r} is not known; choose {', '.join(DTYPES)}")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ProviderError(f"device {device!r} was asked for and torch sees no GPU here; choose cpu")
+
+
+def _load_model(path: Path, family: Family, dtype: torch.dtype) -> Any:
+    try:
+        with quiet_loading():
+            model, report = family.model.from_pretrained(
+                path,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                attn_implementation="sdpa",
+            )
+    except _UNREADABLE as error:
+        raise CheckpointError(f"the weights in {path} cannot be loaded: {_first(error)}") from None
+    check_weights(path, report)
+    return model
+
+
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    from peft import PeftModel, get_peft_model_state_dict
+
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (adapter / name).is_file():
+            raise CheckpointError(f"{adapter} is not an adapter folder: it has no {name}")
+    try:
+        with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as stored:
+            names = set(stored.keys())
+        adapted = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
+    except _UNREADABLE as error:
+        raise CheckpointError(f"the adapter in {adapter} does not fit the model: {_first(error)}") from None
+    # peft leaves what is missing as it was drawn, and passes over what it does not know.
+    if differing := names ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=False)):
+        raise CheckpointError(
+            f"the adapter in {adapter} does not fit the model: {min(differing)} and {len(differing) - 1} "
+            "more tensors are in one and not in the other; use the base that it was trained on"
+        )
+    return adapted
+
+
+def _legacy_template(path: Path) -> str:
+    file = path / "chat_template.json"
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["chat_template"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path} has no chat template: chat_template.jinja is missing") from None
+
+
+def _near(pixels: int, step: int) -> int:
+    return max(1, round(pixels / step)) * step
+
+
+def _first(error: Exception) -> str:
+    """The first line of a library's message, which may run over a page."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"

@@ -1,0 +1,1 @@
+"""nano: a Qwen3-VL of a few million parameters, trained here, which the wheel ships."""

@@ -1,0 +1,145 @@
+"""What nano's base is taught: questions about the dies, answered by measuring them.
+
+No class of defect is named, and no answer depends on one: the base learns to see where dies fail, how
+many, and in what shapes. ``QUESTIONS`` is the complete list of templates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.nano.config import END_OF_TURN, IMAGE_PAD, TURN, VISION_END, VISION_START
+from train.synthetic import scene
+from wafervlm.geometry import Cluster, Geometry, measure
+from wafervlm.task import RECIPE_CONTEXT, RECIPE_QUESTION
+from wafervlm.wafermap import DieGrid
+
+
+@dataclass(frozen=True)
+class Question:
+    """A template: how it may be asked, and the answer measured on the dies."""
+
+    wordings: tuple[str, ...]
+    answer: Callable[[Geometry], str]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its answer, as text."""
+
+    question: str
+    answer: str
+
+
+def _percent(share: float) -> str:
+    return str(round(100 * share))
+
+
+def _levels(shares: NDArray[np.float64]) -> str:
+    return "".join(str(round(9 * float(np.sqrt(share)))) for share in shares)
+
+
+def _zones(found: Geometry) -> str:
+    inner, middle, outer = (_percent(share) for share in found.zones)
+    return f"inner {inner}, middle {middle}, outer {outer} percent."
+
+
+def _ring(found: Geometry) -> str:
+    return f"{'Yes' if found.has_ring else 'No'}, {found.ring_hours} of 12 hours."
+
+
+def _place(cluster: Cluster) -> str:
+    return f"{cluster.zone} zone, radius {_percent(cluster.radius)}, {cluster.hour} o'clock."
+
+
+def _extent(cluster: Cluster) -> str:
+    rim = "at the rim" if cluster.rim else "inside"
+    return f"{cluster.size} dies, length {_percent(cluster.length)}, width {_percent(cluster.width)}, {rim}."
+
+
+def _of_cluster(rank: int, say: Callable[[Cluster], str]) -> Callable[[Geometry], str]:
+    return lambda found: (
+        say(found.clusters[rank]) if len(found.clusters) > rank else "There is no such cluster."
+    )
+
+
+def _line(found: Geometry) -> str:
+    lines = [c for c in found.clusters if c.is_line]
+    if not lines:
+        return "No."
+    longest = max(lines, key=lambda c: c.length)
+    return f"Yes, {len(lines)}; length {_percent(longest.length)}, {_place(longest)}"
+
+
+def _densest(found: Geometry) -> str:
+    row, column = np.unravel_index(int(found.grid.argmax()), found.grid.shape)
+    return f"row {row + 1}, column {column + 1}."
+
+
+QUESTIONS: dict[str, Question] = {
+    "share": Question(
+        ("What share of the dies fails?", "How many dies fail, in percent?"),
+        lambda found: f"{_percent(found.share)} percent.",
+    ),
+    "zones": Question(("What share fails in each zone?", "Failing share by zone?"), _zones),
+    "rings": Question(("Failing share in six rings outwards?",), lambda found: _levels(found.rings)),
+    "rim": Question(("Failing share at the rim by hour?",), lambda found: _levels(found.rim_hours)),
+    "middle": Question(("Failing share in the middle by hour?",), lambda found: _levels(found.middle_hours)),
+    "grid": Question(
+        ("Failing share on a five by five grid?",),
+        lambda found: " ".join(_levels(row) for row in found.grid),
+    ),
+    "densest": Question(("Where on the grid do most dies fail?",), _densest),
+    "ring": Question(("Is there a ring at the rim?", "Do failing dies form a ring?"), _ring),
+    "line": Question(("Is there a line?", "Do failing dies form a line?"), _line),
+    "clusters": Question(("How many clusters are there?",), lambda found: f"{len(found.clusters)}."),
+    "lonely": Question(
+        ("What share of the failing dies stands alone?",), lambda found: f"{_percent(found.lonely)} percent."
+    ),
+    "largest place": Question(("Where is the largest cluster?",), _of_cluster(0, _place)),
+    "largest extent": Question(("How large is the largest cluster?",), _of_cluster(0, _extent)),
+    "second place": Question(("Where is the second cluster?",), _of_cluster(1, _place)),
+    "second extent": Question(("How large is the second cluster?",), _of_cluster(1, _extent)),
+}
+
+# Harder questions, and those with long answers, teach more of the image: they are asked more often.
+WEIGHTS = {"grid": 3.0, "rim": 2.0, "middle": 2.0, "largest extent": 2.0, "line": 2.0, "largest place": 1.5}
+
+
+def turns(dies: DieGrid, rng: np.random.Generator, count: int) -> list[Turn]:
+    """``count`` different questions about ``dies`` with their answers, in random order."""
+    found = measure(dies)
+    names = list(QUESTIONS)
+    weights = np.array([WEIGHTS.get(name, 1.0) for name in names])
+    chosen = rng.choice(len(names), size=count, replace=False, p=weights / weights.sum())
+    asked = [QUESTIONS[names[i]] for i in chosen]
+    return [Turn(q.wordings[int(rng.integers(len(q.wordings)))], q.answer(found)) for q in asked]
+
+
+def segments(asked: list[Turn], image_tokens: int, image_first: bool) -> Iterator[tuple[str, bool]]:
+    """One turn of the family's chat format that asks all questions and answers them in order, cut into
+    (text, learned): the answers are learned, with the token that ends them. The image stands before or
+    after the questions."""
+    image = VISION_START + IMAGE_PAD * image_tokens + VISION_END
+    questions = " ".join(turn.question for turn in asked)
+    opening = image + questions if image_first else questions + image
+    yield f"{TURN}user\n{opening}{END_OF_TURN}\n{TURN}assistant\n", False
+    yield " ".join(turn.answer for turn in asked) + END_OF_TURN, True
+    yield "\n", False
+
+
+def tokenizer_texts(seed: int, scenes: int = 2000) -> Iterator[str]:
+    """Texts for the tokenizer: this corpus on synthetic scenes, the names of the roles, and the question of
+    the published recipe."""
+    rng = np.random.default_rng(seed)
+    for _ in range(scenes):
+        yield RECIPE_CONTEXT + RECIPE_QUESTION
+        yield "The wafer map image indicates the presence of defect."
+        yield "user\nassistant\n"
+        for turn in turns(scene(rng), rng, len(QUESTIONS)):
+            yield turn.question
+            yield turn.answer

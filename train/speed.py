@@ -1,0 +1,66 @@
+"""Faster, equal forms of two vision operations for training on a CPU, where all images have one size.
+
+transformers embeds patches with a Conv3d, and without flash attention attends image by image in a loop.
+For patches that do not overlap the convolution is a matrix product; for images of equal size the loop is
+one batched attention. Both give the same numbers (tested to 1e-5).
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
+
+
+def fast_vision(model: nn.Module) -> nn.Module:
+    """Replace the forward of every vision patch embedding and attention in ``model``, which is returned.
+
+    Images of different sizes in one batch take the original path. Parameters, names and adapters stay.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Qwen3VLVisionPatchEmbed":
+            setattr(module, "forward", types.MethodType(_embed, module))  # noqa: B010
+        elif type(module).__name__ == "Qwen3VLVisionAttention":
+            setattr(module, "_looped_forward", module.forward)  # noqa: B010
+            setattr(module, "forward", types.MethodType(_attend, module))  # noqa: B010
+    return model
+
+
+def _embed(module: Any, patches: torch.Tensor) -> torch.Tensor:
+    projection = module.proj
+    return F.linear(patches.to(projection.weight.dtype), projection.weight.flatten(1), projection.bias)
+
+
+def _attend(
+    module: Any,
+    hidden_states: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    **kwargs: Any,
+) -> torch.Tensor:
+    lengths = cu_seqlens.diff()
+    if (lengths != lengths[0]).any():
+        looped: torch.Tensor = module._looped_forward(
+            hidden_states, cu_seqlens, position_embeddings=position_embeddings, **kwargs
+        )
+        return looped
+    tokens = hidden_states.shape[0]
+    query, key, value = module.qkv(hidden_states).reshape(tokens, 3, module.num_heads, -1).unbind(1)
+    query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+    batched = [x.view(len(lengths), -1, *x.shape[1:]).transpose(1, 2) for x in (query, key, value)]
+    output: torch.Tensor = module.proj(
+        _mix(batched[0], batched[1], batched[2], module.scaling).transpose(1, 2).reshape(tokens, -1)
+    )
+    return output
+
+
+def _mix(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Attention over (B, heads, N, head_dim). In bf16 on a CPU plain matrix products are two to five times
+    faster, forward and backward, than the fused kernel; in fp32 the fused kernel wins."""
+    if query.dtype == torch.bfloat16 and query.device.type == "cpu":
+        return torch.matmul((torch.matmul(query, key.transpose(2, 3)) * scaling).softmax(-1), value)
+    return F.scaled_dot_product_attention(query, key, value, scale=scaling)

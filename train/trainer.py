@@ -1,0 +1,245 @@
+"""TRL's SFTTrainer with what a wafer fine-tuning needs besides: accuracy on held-out maps, early stop, the
+best adapter kept, a schedule that may follow the clock, and checkpoints that survive a kill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTTrainer
+
+from train.checkpoints import writing_checkpoint
+from train.progress import Progress
+from train.schedule import Schedule
+from wafervlm.errors import MissingDependencyError
+
+Evaluate = Callable[[], dict[str, float]]
+Tensors = dict[str, torch.Tensor]
+
+WATCH, BEST = "watch.json", "best.safetensors"
+
+
+@dataclass
+class Watch:
+    """What a training remembers beside the trainer's own state: saved in each checkpoint, whole or not at all."""
+
+    elapsed: float = 0.0
+    evaluated: int = 0
+    since_best: int = 0
+    stopped: str = ""
+    best: dict[str, float] = field(default_factory=dict)
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> tuple[Watch, Tensors]:
+        """The state that ``checkpoint`` holds, and the best adapter's tensors so far."""
+        best = checkpoint / BEST
+        watch = cls(**json.loads((checkpoint / WATCH).read_text(encoding="utf-8")))
+        return watch, load_file(best) if best.exists() else {}
+
+    def is_better(self, found: dict[str, float]) -> bool:
+        """Whether ``found`` beats the best evaluation: higher accuracy, at equal accuracy lower loss."""
+        return not self.best or _rank(found) > _rank(self.best)
+
+
+class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
+    """Trains an adapter; ``evaluate_maps`` returns tune_accuracy, tune_recall and tune_loss."""
+
+    def __init__(
+        self,
+        *,
+        schedule: Schedule,
+        watch: Watch,
+        best: Tensors,
+        evaluate_maps: Evaluate | None,
+        checkpoints: Path,
+        patience: int,
+        tensorboard: Path | None = None,
+        **trainer: Any,
+    ) -> None:
+        self.schedule, self.watch, self.best = schedule, watch, best
+        self._evaluate_maps, self._patience = evaluate_maps, patience
+        self._checkpoints = checkpoints
+        self._scratch: Path | None = None
+        super().__init__(**trainer)
+        self.remove_callback(PrinterCallback)
+        self._conductor = _Conductor(self)
+        self.add_callback(self._conductor)
+        self._events = _event_writer(tensorboard, watch) if tensorboard else None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, showing progress."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._conductor.close()
+            if self._events:
+                self._events.close()
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """Follow ``schedule``."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: self.schedule.rate(step))
+        return self.lr_scheduler
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Score the held-out maps; keep the adapter where it is the best so far, stop where patience ends."""
+        begun, watch = self.schedule.elapsed, self.watch
+        watch.evaluated = self.schedule.evaluations_due(self.state.global_step)
+        if self._evaluate_maps is None:
+            self.best = adapter_tensors(self.model)
+            return self._evaluated({})
+        self.model.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            found = self._evaluate_maps()
+        if watch.is_better(found):
+            watch.best, watch.since_best = {"step": self.state.global_step, **found}, 0
+            self.best = adapter_tensors(self.model)
+        else:
+            watch.since_best += 1
+            if self._patience and watch.since_best >= self._patience:
+                self.stop(f"no better in {watch.since_best} evaluations")
+        self._keep(found)
+        self.schedule.reserve = self.schedule.elapsed - begun
+        return self._evaluated(found)
+
+    def _evaluated(self, found: dict[str, float]) -> dict[str, float]:
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    def stop(self, why: str) -> None:
+        """End the training after this step."""
+        self.watch.stopped = why
+        self.control.should_training_stop = True
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Keep loss, learning rate and gradient norm as a row of the log."""
+        if "loss" in logs:
+            kept = ("loss", "learning_rate", "grad_norm")
+            self._keep({key: float(logs[key]) for key in kept if key in logs})
+        super().log(logs, start_time)
+
+    def _keep(self, values: dict[str, float]) -> None:
+        step = self.state.global_step
+        samples = step * self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        seconds = round(self.schedule.elapsed, 1)
+        self.watch.rows.append({"step": step, "samples": samples, "seconds": seconds, **values})
+        if self._events:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # The parent class writes in place, into the folder that _get_output_dir names.
+        with writing_checkpoint(self._checkpoints, self.state.global_step) as folder:
+            self._scratch = folder / "scratch"
+            super()._save_checkpoint(model, trial)
+            (written,) = self._scratch.iterdir()
+            for path in written.iterdir():
+                path.rename(folder / path.name)
+            shutil.rmtree(self._scratch)
+            self.watch.elapsed = self.schedule.elapsed
+            (folder / WATCH).write_text(json.dumps(asdict(self.watch)), encoding="utf-8")
+            if self.best:
+                save_file(self.best, folder / BEST)
+        self._scratch = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._scratch) if self._scratch else str(super()._get_output_dir(trial))
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: the parent class walks over all modules at every step for it."""
+        return 0
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Nothing: the adapter's provenance says more than a template would."""
+
+    def _send_telemetry(self) -> None:
+        # TRL reports each training to its makers' server; a fab's workstation sends nothing.
+        pass
+
+
+class _Conductor(TrainerCallback):  # type: ignore[misc]
+    """Says after each step what is due: log, evaluation, checkpoint, end. Shows progress."""
+
+    def __init__(self, trainer: AdapterTrainer) -> None:
+        self._trainer, self._shown, self._note = trainer, 0, ""
+        self._bar: Progress | None = None
+
+    def close(self) -> None:
+        """End the progress, whether or not the training came to its end."""
+        if self._bar is not None:
+            self._bar.__exit__(*sys.exc_info())
+            self._bar = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        by_clock = self._trainer.schedule.limit_seconds > 0
+        self._steps = 1000 if by_clock else state.max_steps
+        self._shown = self._done(state)
+        self._bar = Progress("train, per mille of the time" if by_clock else "train", self._steps, done=self._shown)
+        self._bar.__enter__()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        trainer, step = self._trainer, state.global_step
+        ended = trainer.schedule.progress(step) >= 1.0
+        control.should_evaluate = ended or trainer.schedule.evaluations_due(step) > trainer.watch.evaluated
+        control.should_save = control.should_evaluate or step % args.save_steps == 0
+        # A checkpoint always closes a row of the log, so that a resumed log has the same rows.
+        control.should_log = control.should_save or step % args.logging_steps == 0
+        if ended:
+            trainer.stop("steps" if step >= state.max_steps else "time limit")
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        rows = self._trainer.watch.rows
+        loss = next((row["loss"] for row in reversed(rows) if "loss" in row), None)
+        best = self._trainer.watch.best.get("tune_accuracy")
+        notes = [f"step {state.global_step}"] if self._trainer.schedule.limit_seconds else []
+        notes += [f"loss {loss:.3f}"] if loss is not None else []
+        notes += [f"best tune accuracy {best:.3f}"] if best is not None else []
+        self._note = ", ".join(notes)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._show(state)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._show(state)
+
+    def _show(self, state: TrainerState) -> None:
+        done = self._done(state)
+        if self._bar is not None:
+            self._bar.advance(done - self._shown, self._note)
+        self._shown = done
+
+    def _done(self, state: TrainerState) -> int:
+        return round(self._trainer.schedule.progress(state.global_step) * self._steps)
+
+
+def adapter_tensors(model: Any) -> Tensors:
+    """A copy of the adapter's tensors on the CPU, by the names that an adapter file has."""
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+
+
+def _event_writer(folder: Path, watch: Watch) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingDependencyError(
+            "train.tensorboard is true and tensorboard is not installed; run pip install tensorboard, or set it to false"
+        ) from None
+    done = int(watch.rows[-1]["step"]) if watch.rows else 0
+    return SummaryWriter(str(folder), purge_step=done + 1)
+
+
+def _rank(found: dict[str, float]) -> tuple[float, float]:
+    return found["tune_accuracy"], -found["tune_loss"]

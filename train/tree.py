@@ -1,0 +1,147 @@
+"""The label tree: all answers of a task as one tree of tokens.
+
+An answer is encoded whole, as the model was trained to write it; what follows the prompt and the answer
+prefix is the label and the token after it. Answers that begin alike share nodes. The score of a label is
+the product, over the nodes on its path, of the probability of its branch among the branches of that node:
+what sampling constrained to the labels would draw. A node with one branch has probability 1. The token
+after a label is part of its path, so that a label which is the beginning of another is told from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from wafervlm.errors import TaskError
+from wafervlm.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """An inner node: the ``token`` that leads to it (None at the root), its ``parent``'s index (-1 at the
+    root), its ``depth`` (0 at the root) and the token ids of its ``branches``."""
+
+    token: int | None
+    parent: int
+    depth: int
+    branches: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTree:
+    """``sequences`` hold, per label in task order, the token ids of the label and of the token after it.
+    ``nodes`` are the inner nodes that lie before the last choice, parents first; ``paths`` hold, per label,
+    its (node index, branch index) steps, those with a single branch left out. ``prefix_ids`` are the token
+    ids of the answer before the labels part."""
+
+    labels: tuple[str, ...]
+    sequences: tuple[tuple[int, ...], ...]
+    prefix_ids: tuple[int, ...]
+    nodes: tuple[Node, ...]
+    paths: tuple[tuple[tuple[int, int], ...], ...]
+
+    @property
+    def fed(self) -> tuple[int, ...]:
+        """Indices of the nodes whose token is fed to the model: all but the root."""
+        return tuple(range(1, len(self.nodes)))
+
+    def ancestors(self, index: int) -> tuple[int, ...]:
+        """Indices of ``index`` and the nodes above it, the root left out, deepest first."""
+        line = []
+        while index > 0:
+            line.append(index)
+            index = self.nodes[index].parent
+        return tuple(line)
+
+
+def label_tree(tokenizer: Any, task: Task) -> LabelTree:
+    """Build the tree of ``task`` with a Hugging Face ``tokenizer``.
+
+    Raises TaskError where the first token of a label merges with the answer prefix, or where two labels
+    cannot be told apart.
+    """
+    open_turn, end_turn = _turn(tokenizer, task)
+    prefix = _ids(tokenizer, open_turn + task.answer_prefix)
+    opening = len(_ids(tokenizer, open_turn))
+    sequences = tuple(_sequence(tokenizer, task, label, open_turn, end_turn, prefix) for label in task.labels)
+    _check_distinct(task, sequences)
+    nodes, paths = _grow(sequences)
+    return LabelTree(task.labels, sequences, prefix[opening:], nodes, paths)
+
+
+def _turn(tokenizer: Any, task: Task) -> tuple[str, str]:
+    """The conversation's text up to the answer, and what the template writes after an answer."""
+    before = tokenizer.apply_chat_template(task.messages(), tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(task.messages(task.labels[0]), tokenize=False)
+    answer = before + task.answer(task.labels[0])
+    if not whole.startswith(answer):
+        raise TaskError(
+            "the chat template does not write the answer right after the prompt; use another template"
+        )
+    return before, whole[len(answer) :]
+
+
+def _sequence(
+    tokenizer: Any, task: Task, label: str, open_turn: str, end_turn: str, prefix: tuple[int, ...]
+) -> tuple[int, ...]:
+    whole = _ids(tokenizer, open_turn + task.answer(label) + end_turn)
+    if whole[: len(prefix)] != prefix:
+        raise TaskError(
+            f"label {label!r} merges with the text before it into one token; change answer_prefix of task "
+            f"{task.name!r} so that it ends where a token ends"
+        )
+    after = len(_ids(tokenizer, task.answer_suffix + end_turn))
+    # The token after the label; where the label merges with what follows, the whole rest is the label's.
+    stop = len(whole) - after + 1
+    following = _ids(tokenizer, task.answer_suffix + end_turn)
+    if whole[len(whole) - after :] != following:
+        stop = len(whole)
+    return whole[len(prefix) : stop]
+
+
+def _check_distinct(task: Task, sequences: tuple[tuple[int, ...], ...]) -> None:
+    for one, first in enumerate(sequences):
+        for other, second in enumerate(sequences):
+            if one != other and second[: len(first)] == first:
+                raise TaskError(
+                    f"labels {task.labels[one]!r} and {task.labels[other]!r} of task {task.name!r} cannot be "
+                    "told apart: as tokens one begins the other; spell one of them differently"
+                )
+
+
+def _grow(
+    sequences: tuple[tuple[int, ...], ...],
+) -> tuple[tuple[Node, ...], tuple[tuple[tuple[int, int], ...], ...]]:
+    branches = _branches(sequences)
+    # Below the last choice of a label nothing is left to be decided: such nodes are not fed.
+    needed = {p[:n] for p, b in branches.items() if len(b) > 1 for n in range(len(p) + 1)}
+    order = sorted(needed, key=lambda path: (len(path), path))
+    index = {path: i for i, path in enumerate(order)}
+    nodes = tuple(
+        Node(path[-1] if path else None, index[path[:-1]] if path else -1, len(path), tuple(branches[path]))
+        for path in order
+    )
+    paths = tuple(
+        tuple(
+            (index[s[:n]], branches[s[:n]].index(s[n]))
+            for n in range(len(s))
+            if s[:n] in index and len(branches[s[:n]]) > 1
+        )
+        for s in sequences
+    )
+    return nodes, paths
+
+
+def _branches(sequences: tuple[tuple[int, ...], ...]) -> dict[tuple[int, ...], list[int]]:
+    """Every proper beginning of a sequence, with the tokens that may follow it, in order of first use."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for sequence in sequences:
+        for n, token in enumerate(sequence):
+            tokens = found.setdefault(sequence[:n], [])
+            if token not in tokens:
+                tokens.append(token)
+    return found
+
+
+def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,278 @@
+"""The manifest of a bundle: its fields, and reading it strictly."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from wafervlm.errors import LockError, ManifestError, SchemaVersionError
+from wafervlm.task import Task
+
+SCHEMA_VERSION = 1
+MAX_MANIFEST_BYTES = 4 << 20
+PRECISIONS = ("int4", "int3", "float32")
+ACCURACY_LEVELS = (0, 4)
+"""What MatMulNBits computes in: 0 the activations' own float32 (exact), 4 int8."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of the bundle: its name, sha256 as 64 hex digits, and size in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """The graph of the bundle: its file, the names of its input and output, the precision of its
+    weights with the group size (None for float32), and the accuracy level it is deployed at."""
+
+    file: str = "model.onnx"
+    input: str = "image"
+    output: str = "label_log_probs"
+    precision: str = "int4"
+    group_size: int | None = None
+    accuracy_level: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a bundle says of itself.
+
+    ``created`` is an ISO 8601 time in UTC. Scores are softmax(label log-probabilities / ``temperature``).
+    ``verify_tolerance`` is how far the deployed graph's label log-probabilities may lie from the golden
+    maps' reference. ``provenance`` holds one table for each stage that made the bundle, ``parity`` the
+    figures measured at export, ``citations`` what must be cited with the data behind the model.
+    ``write_manifest`` fills ``files``.
+    """
+
+    name: str
+    created: str
+    task: Task
+    graph: Graph
+    temperature: float
+    verify_tolerance: float
+    files: tuple[FileEntry, ...] = ()
+    provenance: tuple[Mapping[str, Any], ...] = ()
+    parity: Mapping[str, float] = field(default_factory=dict)
+    citations: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def task_digest(self) -> str:
+        """The prompt-and-render lock."""
+        return self.task.digest
+
+    def to_json(self) -> str:
+        """The text of ``manifest.json``. Raises ManifestError for what JSON cannot hold."""
+        values = {
+            "schema_version": self.schema_version,
+            "name": self.name,
+            "created": self.created,
+            "task": self.task.to_dict(),
+            "task_digest": self.task_digest,
+            "graph": asdict(self.graph),
+            "temperature": self.temperature,
+            "verify_tolerance": self.verify_tolerance,
+            "files": [asdict(entry) for entry in self.files],
+            "provenance": [dict(stage) for stage in self.provenance],
+            "parity": dict(self.parity),
+            "citations": list(self.citations),
+        }
+        try:
+            return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise ManifestError(
+                f"manifest of bundle {self.name!r} cannot be written as JSON: {error}"
+            ) from None
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str = "manifest.json") -> Manifest:
+        """Read a manifest; ``where`` names it in messages.
+
+        Raises ManifestError (not JSON, too large, unknown or missing key, wrong type or range),
+        SchemaVersionError and LockError.
+        """
+        values = _loads(data, where)
+        version: Any = values.get("schema_version")
+        if not _is(version, int):
+            raise ManifestError(
+                f"{where} does not say its schema_version as a whole number; it is not a manifest"
+            )
+        if version > SCHEMA_VERSION:
+            raise SchemaVersionError(
+                f"{where} has schema version {version} and this wafervlm reads up to {SCHEMA_VERSION}; "
+                "upgrade it with: pip install --upgrade wafervlm"
+            )
+        if version < 1:
+            raise ManifestError(f"{where} has schema version {version}, which never existed")
+        return _manifest(values, where)
+
+
+_MANIFEST_KEYS: dict[str, type] = {
+    "schema_version": int,
+    "name": str,
+    "created": str,
+    "task": dict,
+    "task_digest": str,
+    "graph": dict,
+    "temperature": float,
+    "verify_tolerance": float,
+    "files": list,
+    "provenance": list,
+    "parity": dict,
+    "citations": list,
+}
+_GRAPH_KEYS: dict[str, type] = {
+    "file": str,
+    "input": str,
+    "output": str,
+    "precision": str,
+    "group_size": object,
+    "accuracy_level": int,
+}
+_FILE_KEYS: dict[str, type] = {"path": str, "sha256": str, "size": int}
+_TASK_TEXTS = ("name", "prompt", "order", "answer_prefix", "answer_suffix")
+
+
+def _manifest(values: dict[str, Any], where: str) -> Manifest:
+    _check_table(values, _MANIFEST_KEYS, where)
+    _check_items(values["provenance"], dict, f"provenance of {where}")
+    _check_items(values["citations"], str, f"citations of {where}")
+    _check_items(list(values["parity"].values()), float, f"parity of {where}")
+    _check_range(values["temperature"] > 0, "temperature", values["temperature"], "greater than 0", where)
+    _check_range(
+        values["verify_tolerance"] >= 0, "verify_tolerance", values["verify_tolerance"], "0 or more", where
+    )
+    task = _task(values["task"], where)
+    if task.digest != values["task_digest"]:
+        raise LockError(
+            f"the task in {where} has digest {task.digest[:12]}... but the bundle is locked to "
+            f"{values['task_digest'][:12]}...: its prompt, labels or rendering were changed after export; "
+            "export the bundle again for this task"
+        )
+    kept = {key: values[key] for key in ("schema_version", "name", "created", "parity")}
+    return Manifest(
+        **kept,
+        task=task,
+        graph=_graph(values["graph"], where),
+        temperature=float(values["temperature"]),
+        verify_tolerance=float(values["verify_tolerance"]),
+        files=tuple(_file(entry, where) for entry in values["files"]),
+        provenance=tuple(values["provenance"]),
+        citations=tuple(values["citations"]),
+    )
+
+
+def _graph(values: dict[str, Any], where: str) -> Graph:
+    _check_table(values, _GRAPH_KEYS, f"graph of {where}")
+    graph = Graph(**values)
+    _check_range(graph.precision in PRECISIONS, "precision", graph.precision, f"one of {PRECISIONS}", where)
+    level = graph.accuracy_level
+    _check_range(level in ACCURACY_LEVELS, "accuracy_level", level, f"one of {ACCURACY_LEVELS}", where)
+    group = graph.group_size
+    fits = (
+        group is None if graph.precision == "float32" else group is not None and _is(group, int) and group > 0
+    )
+    _check_range(fits, "group_size", group, "a number of weights, or null for float32", where)
+    return graph
+
+
+def _file(values: object, where: str) -> FileEntry:
+    if not isinstance(values, dict):
+        raise ManifestError(f"files of {where} holds {values!r} where it must hold tables")
+    _check_table(values, _FILE_KEYS, f"files of {where}")
+    entry = FileEntry(**values)
+    _check_range(entry.size >= 0, "size", entry.size, "0 or more", where)
+    _check_range(_SHA256.fullmatch(entry.sha256) is not None, "sha256", entry.sha256, "64 hex digits", where)
+    return entry
+
+
+def _task(values: dict[str, Any], where: str) -> Task:
+    _check_items([values.get(key, "") for key in _TASK_TEXTS], str, f"texts of the task in {where}")
+    labels, spellings = values.get("labels"), values.get("spellings", {})
+    if not isinstance(labels, list) or not isinstance(spellings, dict):
+        raise ManifestError(f"the task in {where} must hold a list of labels and a table of spellings")
+    _check_items([*labels, *spellings.values()], str, f"labels and spellings of the task in {where}")
+    if not isinstance(values.get("system"), (str, type(None))):
+        raise ManifestError(f"system of the task in {where} must be text or null")
+    try:
+        task = Task.from_dict(values)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ManifestError(f"the task in {where} cannot be read: {error}") from None
+    if json.loads(json.dumps(task.to_dict())) != values:
+        raise ManifestError(
+            f"the task in {where} is not written in full, as an export writes it; export it again"
+        )
+    return task
+
+
+def _loads(data: bytes, where: str) -> dict[str, Any]:
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ManifestError(f"{where} is larger than {MAX_MANIFEST_BYTES >> 20} MiB, which no manifest is")
+    try:
+        values = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
+        )
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{where} is not valid JSON: {error}; copy the bundle again") from None
+    if not isinstance(values, dict):
+        raise ManifestError(f"{where} must hold one JSON object")
+    return values
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return values
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a number")
+
+
+def _is(value: object, kind: type) -> bool:
+    """Whether a JSON value is of ``kind``: a whole number is a float too, true and infinity are none."""
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def _check_table(values: Mapping[str, Any], kinds: Mapping[str, type], where: str) -> None:
+    for key in values:
+        if key not in kinds:
+            raise ManifestError(f"{where} has the unknown key {key!r}; known are {', '.join(kinds)}")
+    for key, kind in kinds.items():
+        if key not in values:
+            raise ManifestError(f"{where} lacks the key {key!r}")
+        if not _is(values[key], kind):
+            raise ManifestError(
+                f"{key} in {where} must be {_KIND_NAMES[kind]}, not {type(values[key]).__name__} "
+                f"({str(values[key])[:40]!r})"
+            )
+
+
+_KIND_NAMES = {int: "a whole number", float: "a finite number", str: "text", list: "a list", dict: "a table"}
+
+
+def _check_items(values: list[Any], kind: type, what: str) -> None:
+    for value in values:
+        if not _is(value, kind):
+            raise ManifestError(
+                f"{what} must hold only items that are {_KIND_NAMES[kind]}, not {str(value)[:40]!r}"
+            )
+
+
+def _check_range(good: bool, key: str, value: object, should: str, where: str) -> None:
+    if not good:
+        raise ManifestError(f"{key} in {where} is {value!r}; it must be {should}")

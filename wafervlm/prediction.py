@@ -1,0 +1,120 @@
+"""Prediction: what a model answered for one wafer."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from wafervlm.errors import WaferVLMError
+from wafervlm.render import RgbImage
+from wafervlm.wafermap import WaferMap
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Prediction:
+    """The answer for one wafer.
+
+    ``scores`` are the probabilities of all labels, in the task's order, and sum to 1; ``confidence`` is
+    the score of ``label``. ``timing_ms`` holds the milliseconds of read, render, run and total.
+    ``locked`` is False for an image that is not a wafer map of the task: its answer is outside the
+    prompt-and-render lock. ``task`` and ``bundle`` are the digests of the two. ``wafer`` is what was
+    judged; ``image`` is (H, W, 3) uint8 RGB, what the model saw where there was no wafer map. Two
+    predictions are equal when all but their timing and image are. Raises WaferVLMError for scores that
+    are no probabilities.
+    """
+
+    label: str
+    confidence: float
+    scores: Mapping[str, float]
+    timing_ms: Mapping[str, float] = field(default_factory=dict, compare=False)
+    id: str = ""
+    locked: bool = True
+    task: str = ""
+    bundle: str = ""
+    wafer: WaferMap | None = None
+    image: RgbImage | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        scores = {label: float(score) for label, score in self.scores.items()}
+        timing = {part: float(spent) for part, spent in self.timing_ms.items()}
+        object.__setattr__(self, "scores", MappingProxyType(scores))
+        object.__setattr__(self, "timing_ms", MappingProxyType(timing))
+        object.__setattr__(self, "confidence", float(self.confidence))
+        _check(self)
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.label, self.bundle, tuple(self.scores.items())))
+
+    def __reduce__(self) -> tuple[Callable[..., Prediction], tuple[Any, ...]]:
+        # Read-only mappings cannot be pickled.
+        values = (getattr(self, item.name) for item in fields(self))
+        return Prediction, tuple(dict(v) if isinstance(v, Mapping) else v for v in values)
+
+    def __repr__(self) -> str:
+        name = f" {self.id!r}" if self.id else ""
+        spent = f" in {self.timing_ms['total']:.1f} ms" if "total" in self.timing_ms else ""
+        outside = "" if self.locked else ", outside the lock"
+        return f"<Prediction{name} {self.label} {self.confidence:.3f}{spent}{outside}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON. Of the wafer its digest and counts, of the pictures nothing."""
+        return {
+            "id": self.id,
+            "label": self.label,
+            "confidence": self.confidence,
+            "scores": dict(self.scores),
+            "timing_ms": dict(self.timing_ms),
+            "locked": self.locked,
+            "task": self.task,
+            "bundle": self.bundle,
+            "wafer": None if self.wafer is None else _summary(self.wafer),
+        }
+
+    def plot(self) -> Image:
+        """Draw the wafer beside the scores of all labels: an RGB picture, 960 pixels wide."""
+        from wafervlm.plot import draw
+
+        return draw(self)
+
+    def _repr_png_(self) -> bytes:
+        """The plot as PNG, which notebooks show."""
+        file = io.BytesIO()
+        self.plot().save(file, "PNG")
+        return file.getvalue()
+
+
+def _check(prediction: Prediction) -> None:
+    scores, label = prediction.scores, prediction.label
+    total = math.fsum(scores.values())
+    if not all(0 <= score <= 1 + _TOLERANCE for score in scores.values()) or not abs(total - 1) <= _TOLERANCE:
+        raise WaferVLMError(
+            f"the scores {dict(scores)} are not probabilities (they sum to {total}); "
+            "check the bundle with: wafervlm verify"
+        )
+    if label not in scores or not abs(scores[label] - prediction.confidence) <= _TOLERANCE:
+        raise WaferVLMError(
+            f"label {label!r} with confidence {prediction.confidence} is not what the scores say: "
+            f"{dict(scores)}"
+        )
+
+
+def _summary(wafer: WaferMap) -> dict[str, Any]:
+    rows, columns = wafer.shape
+    return {
+        "rows": rows,
+        "columns": columns,
+        "dies": wafer.die_count,
+        "fails": wafer.fail_count,
+        "orientation": wafer.orientation,
+        "lot": wafer.lot,
+        "digest": wafer.digest,
+    }

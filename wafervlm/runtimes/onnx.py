@@ -1,0 +1,232 @@
+"""ONNX Runtime: runs a bundle's graph on the CPU, or on a GPU with its own build of ONNX Runtime."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wafervlm.bundle import Bundle
+from wafervlm.errors import (
+    ClosedError,
+    LockError,
+    ManifestError,
+    MissingDependencyError,
+    PredictionTimeout,
+    ProviderError,
+    ResourceError,
+    UsageError,
+    WaferVLMError,
+)
+from wafervlm.render import RgbImage
+
+log = logging.getLogger(__name__)
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+INSTALL = {
+    "cpu": "pip install 'wafervlm[cpu]'",
+    "cuda": "pip uninstall onnxruntime, then pip install 'wafervlm[gpu]'",
+}
+
+
+class OnnxRuntime:
+    """One ONNX Runtime session over a bundle's graph; see ``wafervlm.runtimes.Runtime``."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        accuracy_level: int | None = None,
+    ) -> None:
+        graph = bundle.manifest.graph
+        self._input, self._output = graph.input, graph.output
+        level = graph.accuracy_level if accuracy_level is None else accuracy_level
+        self._ort = import_onnxruntime()
+        options = session_options(self._ort, bundle, threads=threads, accuracy_level=level)
+        self._session: Any = _open_session(self._ort, bundle, options, device)
+        _check_contract(self._session, bundle)
+
+    def run(self, images: RgbImage, deadline: float | None = None) -> NDArray[np.float32]:
+        session = self._session
+        if session is None:
+            raise ClosedError("this model was closed; load it again")
+        options = self._ort.RunOptions()
+        with _stopped_at(options, deadline) as stop:
+            try:
+                scores: NDArray[np.float32] = session.run([self._output], {self._input: images}, options)[0]
+            except Exception as error:
+                if stop.fired:
+                    raise PredictionTimeout(
+                        "the prediction was stopped at its timeout; allow it more time"
+                    ) from None
+                raise _run_error(error, len(images)) from error
+        return scores
+
+    def close(self) -> None:
+        self._session = None
+
+
+def session_options(ort: Any, bundle: Bundle, *, threads: int | None, accuracy_level: int) -> Any:
+    """The SessionOptions a bundle's graph runs with; also what comparisons must use to be fair."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    entries = {
+        "session.qdq_matmulnbits_accuracy_level": str(accuracy_level),
+        # Threads wait actively inside a run, which is fast, but not between runs.
+        "session.force_spinning_stop": "1",
+        # Otherwise weights kept beside the graph would be looked for in the working directory.
+        "session.model_external_initializers_file_folder_path": str(bundle.path),
+    }
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def import_onnxruntime() -> Any:
+    """Import onnxruntime with its telemetry off. Raises MissingDependencyError.
+
+    Its official builds (seen in 1.31), on being imported, write a device identifier and a database into
+    the home folder and send events to Microsoft unless this variable is set before. Where the program
+    imported onnxruntime earlier by itself, only what is still to come can be switched off.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime as ort
+
+        ort.disable_telemetry_events()
+    except (ImportError, AttributeError) as error:
+        # Uninstalling one of its two builds leaves the other a folder without its contents.
+        raise MissingDependencyError(
+            f"onnxruntime cannot be used ({error}); install it with: {INSTALL['cpu']}, "
+            "with --force-reinstall where it is installed already"
+        ) from None
+    return ort
+
+
+def _open_session(ort: Any, bundle: Bundle, options: Any, device: str) -> Any:
+    provider = _provider(ort, device)
+    # The digest is of these very bytes, so no one can exchange the file after it was checked.
+    data = bundle.read(bundle.manifest.graph.file)
+    started = time.perf_counter()
+    try:
+        session = ort.InferenceSession(data, sess_options=options, providers=[provider])
+    except Exception as error:
+        raise _load_error(ort, bundle, error) from None
+    # ONNX Runtime falls back to the CPU with a mere warning.
+    if provider not in session.get_providers():
+        raise ProviderError(
+            f"{provider} did not start and ONNX Runtime fell back to {session.get_providers()}; "
+            f"check the driver, or {INSTALL[device]}"
+        )
+    session.disable_fallback()
+    log.debug("opened %s on %s in %.0f ms", bundle.path, provider, 1e3 * (time.perf_counter() - started))
+    return session
+
+
+def _provider(ort: Any, device: str) -> str:
+    if device not in PROVIDERS:
+        raise UsageError(f"there is no device {device!r} for ONNX Runtime; known are {', '.join(PROVIDERS)}")
+    provider, available = PROVIDERS[device], ort.get_available_providers()
+    if provider not in available:
+        raise ProviderError(
+            f"device {device!r} needs {provider}, and this ONNX Runtime {ort.__version__} has only "
+            f"{', '.join(available)}; {INSTALL[device]}"
+        )
+    return provider
+
+
+def _check_contract(session: Any, bundle: Bundle) -> None:
+    """Refuse a graph that does not have the inputs and outputs that its manifest and task ask for."""
+    graph, task = bundle.manifest.graph, bundle.manifest.task
+    where = bundle.path / graph.file
+    inputs = {item.name: (item.type, item.shape) for item in session.get_inputs()}
+    outputs = {item.name: (item.type, item.shape) for item in session.get_outputs()}
+    if list(inputs) != [graph.input] or graph.output not in outputs:
+        raise ManifestError(
+            f"{where} has inputs {list(inputs)} and outputs {list(outputs)}, and the manifest names "
+            f"{graph.input!r} and {graph.output!r}; export the bundle again"
+        )
+    (input_type, input_shape), (output_type, output_shape) = inputs[graph.input], outputs[graph.output]
+    if (input_type, output_type) != ("tensor(uint8)", "tensor(float)") or not isinstance(input_shape[0], str):
+        raise ManifestError(
+            f"{where} takes {input_type} {input_shape} and gives {output_type}; it must take uint8 with a "
+            "dynamic batch and give float32; export the bundle again"
+        )
+    for what, has, wants in (
+        ("takes images", input_shape[1:], [task.render.height, task.render.width, 3]),
+        ("gives scores", output_shape[1:], [len(task.labels)]),
+    ):
+        if has != wants:
+            raise LockError(
+                f"{where} {what} of shape {has} and its task asks for {wants}; export the bundle again"
+            )
+
+
+def _load_error(ort: Any, bundle: Bundle, error: Exception) -> WaferVLMError:
+    where = bundle.path / bundle.manifest.graph.file
+    if _is_memory(error):
+        return ResourceError(
+            f"not enough memory to open {where}; close other programs or take a smaller bundle"
+        )
+    return ProviderError(
+        f"ONNX Runtime {ort.__version__} cannot open {where}, though the file is as it was written: "
+        f"{_first_line(error)}; upgrade onnxruntime, or export the bundle again"
+    )
+
+
+def _run_error(error: Exception, batch: int) -> WaferVLMError:
+    if _is_memory(error):
+        return ResourceError(f"not enough memory to run {batch} images at once; pass fewer at a time")
+    return ProviderError(f"ONNX Runtime could not run the graph: {_first_line(error)}")
+
+
+def _is_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "bad_alloc" in text or "failed to allocate" in text
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@dataclass(slots=True)
+class _Stop:
+    fired: bool = False
+
+
+@contextmanager
+def _stopped_at(options: Any, deadline: float | None) -> Iterator[_Stop]:
+    """Have the run that ``options`` belong to stop at ``deadline``; ``fired`` says whether it was told to."""
+    stop = _Stop()
+    if deadline is None:
+        yield stop
+        return
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise PredictionTimeout("the time allowed was over before the graph could run; allow it more time")
+
+    def fire() -> None:
+        stop.fired = True
+        options.terminate = True
+
+    timer = threading.Timer(left, fire)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield stop
+    finally:
+        timer.cancel()
