@@ -28,13 +28,10 @@ from benchmarks.contenders import (
     STATIC,
     Answer,
     Contender,
-    Generate,
-    OneForward,
     OpenVino,
     Station,
-    fastest,
-    precisions_of,
 )
+from benchmarks.prompted import Generate, OneForward, fastest, precisions_of
 from train.progress import Progress
 from wafervlm.errors import SetupError, UsageError
 from wafervlm.latency import PARTS, summarise
@@ -75,16 +72,20 @@ def race(contenders: Mapping[str, Contender], paths: Sequence[Path], calls: Mapp
         for turn in range(ROUNDS):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
-                share = shares[name][turn] if turn < len(shares[name]) else []
+                share = shares[name][turn].tolist() if turn < len(shares[name]) else []
                 _block(contenders[name], paths, share, result.milliseconds[name], result.answers[name])
                 progress.advance(len(share), note=name)
     return result
 
 
 def _block(
-    contender: Contender, paths: Sequence[Path], share: Sequence[int], spent: list[float], answers: list[Answer]
+    contender: Contender,
+    paths: Sequence[Path],
+    share: Sequence[int],
+    spent: list[float],
+    answers: list[Answer],
 ) -> None:
-    if not len(share):
+    if not share:
         return
     contender(paths[share[0] - 1])
     for place in share:
@@ -125,8 +126,8 @@ def measure_latency(
     """Time the five contenders on distinct ``wafers``.
 
     Returns ``latency_ms`` (figures of each), ``about`` (what each is, in words), ``absent`` (reasons why one
-    is missing), ``precisions`` (what was tried for the transformers contenders), ``agreement`` (share of calls
-    with the bundle's label) and ``ratios`` (its median over the bundle's: whole call and run alone).
+    is missing), ``precisions`` (what was tried for the transformers contenders), ``agreement`` (share of
+    calls with the bundle's label) and ``ratios`` (its median over the bundle's: whole call and run alone).
     """
     chosen = _distinct(wafers, settings.maps)
     with tempfile.TemporaryDirectory() as folder, _torch_threads(settings.threads):

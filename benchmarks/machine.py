@@ -16,7 +16,17 @@ from wafervlm import workshop
 
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "transformers")
 # What decides how fast 4-bit and bfloat16 products run.
-_EXTENSIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+_EXTENSIONS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+)
 
 
 def describe_machine(threads: int) -> dict[str, Any]:

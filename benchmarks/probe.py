@@ -7,12 +7,15 @@ prints one line of JSON. Imports are inside the functions: they are part of what
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+Load = Callable[[], Callable[[Path], Any]]
 
 CALLS = 3
 
@@ -22,7 +25,9 @@ def peak_memory_mib() -> float:
     status = Path("/proc/self/status")
     if status.exists():
         # getrusage would tell of the process that started this one, where that was larger.
-        line = next(text for text in status.read_text(encoding="ascii").splitlines() if text.startswith("VmHWM"))
+        line = next(
+            text for text in status.read_text(encoding="ascii").splitlines() if text.startswith("VmHWM")
+        )
         return int(line.split()[1]) / 1024
     if sys.platform == "win32":
         import psutil
@@ -33,12 +38,17 @@ def peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 
-def probe(name: str, target: Path, threads: int, path: Path) -> dict[str, float]:
+def probe(
+    name: str, target: Path, threads: int, path: Path, precision: str, task_file: Path
+) -> dict[str, float]:
     """Milliseconds to import, to load and for the first answer, and the peak memory in MiB after a few."""
     started = time.perf_counter()
-    make = _station(target, threads) if name in ("bundle", "static_full_precision") else _other(name, target, threads)
+    if name in ("reference_one_forward", "reference_generate"):
+        load = _checkpoint(name, target, threads, precision, task_file)
+    else:
+        load = _openvino(target, threads) if name == "openvino" else _station(target, threads)
     imported = time.perf_counter()
-    answer = make()
+    answer = load()
     loaded = time.perf_counter()
     answer(path)
     answered = time.perf_counter()
@@ -52,31 +62,43 @@ def probe(name: str, target: Path, threads: int, path: Path) -> dict[str, float]
     }
 
 
-def _station(bundle: Path, threads: int) -> Callable[[], Callable[[Path], Any]]:
+def _station(bundle: Path, threads: int) -> Load:
     import wafervlm
 
     return lambda: wafervlm.load(bundle, threads=threads).predict
 
 
-def _other(name: str, target: Path, threads: int) -> Callable[[], Callable[[Path], Any]]:
+def _openvino(bundle: Path, threads: int) -> Load:
+    from benchmarks.contenders import OpenVino
+
+    return lambda: OpenVino(bundle, threads)
+
+
+def _checkpoint(name: str, target: Path, threads: int, precision: str, task_file: Path) -> Load:
     import torch
 
-    from benchmarks.contenders import OPENVINO, Generate, OneForward, OpenVino
-
-    torch.set_num_threads(threads)
-    if name == OPENVINO:
-        return lambda: OpenVino(target, threads)
-    from train.dataset import TASK
+    from benchmarks.prompted import Generate, OneForward
     from train.loading import load_checkpoint
     from wafervlm.task import Task
 
-    # The task lies beside the map, written there by whoever asks.
+    torch.set_num_threads(threads)
     kind = Generate if name == "reference_generate" else OneForward
-    checkpoint, _, precision = str(target).rpartition("@")
-    task = Task.from_file(Path(sys.argv[4]).with_name(TASK))
-    return lambda: kind(load_checkpoint(Path(checkpoint), dtype=precision), task)
+    return lambda: kind(load_checkpoint(target, dtype=precision), Task.from_file(task_file))
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("target", type=Path, help="bundle or checkpoint folder")
+    parser.add_argument("threads", type=int)
+    parser.add_argument("map", type=Path, help="die grid, .npy")
+    parser.add_argument("--precision", default="float32", help="of a checkpoint")
+    parser.add_argument("--task", type=Path, default=Path("task.json"), help="task file, for a checkpoint")
+    given = parser.parse_args()
+    found = probe(given.name, given.target, given.threads, given.map, given.precision, given.task)
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":
-    found = probe(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
-    sys.stdout.write(json.dumps(found) + "\n")
+    main()

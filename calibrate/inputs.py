@@ -1,4 +1,4 @@
-"""What a model is calibrated on: the deployed prompt, image and answer, and two foreign diets to compare with."""
+"""What a model is calibrated on: deployed prompt, image and answer; and two foreign diets to compare with."""
 
 from __future__ import annotations
 
@@ -6,104 +6,121 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from pydoc_data.topics import topics
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from train.dataset import Sample
 from train.loading import Checkpoint, encode
-from wafervlm.errors import DatasetError, WaferVLMWarning
+from wafervlm.errors import ConfigError, DatasetError, WaferVLMWarning
 from wafervlm.render import RgbImage, render
 from wafervlm.task import Task
 
 Inputs = dict[str, torch.Tensor]
-MOST_DISCS = 60
+Kind = Literal["wafers", "images", "text"]
+_DISCS = (10, 60)
 
 
 def stratified(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
-    """At most ``count`` of ``samples``, as evenly over the classes as they allow, drawn by ``seed``; classes with
-    too few maps give all they have and the others make up for it. Sorted by class."""
+    """At most ``count`` of ``samples``, as evenly over the classes as they allow, drawn by ``seed``: a class
+    with too few gives all it has, and the others make up for it. Sorted by class. Raises DatasetError where
+    there is nothing to draw from."""
+    if not samples or count < 1:
+        raise DatasetError(f"{count} maps cannot be drawn from {len(samples)}")
     rng = np.random.default_rng([seed, 7])
     members: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         members[sample.label].append(sample)
-    if not members:
-        raise DatasetError("there are no maps to calibrate on")
-    shuffled = {label: [members[label][i] for i in rng.permutation(len(members[label]))] for label in sorted(members)}
-    rounds = max(len(found) for found in shuffled.values())
-    taken = [found[n] for n in range(rounds) for found in shuffled.values() if n < len(found)][:count]
-    return sorted(taken, key=lambda sample: sample.label)
+    shuffled = [[found[i] for i in rng.permutation(len(found))] for _, found in sorted(members.items())]
+    rounds = max(len(found) for found in shuffled)
+    drawn = [found[n] for n in range(rounds) for found in shuffled if n < len(found)][:count]
+    return sorted(drawn, key=lambda sample: sample.label)
 
 
-def wafer_inputs(checkpoint: Checkpoint, task: Task, samples: Sequence[Sample], batch: int) -> list[Inputs]:
-    """The deployed prompt, the rendered wafer and the true answer with the end of its turn, for each of
-    ``samples``, in batches."""
-    images = [render(sample.wafer, task.render) for sample in samples]
-    return image_inputs(checkpoint, task, images, [sample.label for sample in samples], batch)
-
-
-def image_inputs(
-    checkpoint: Checkpoint, task: Task, images: Sequence[RgbImage], labels: Sequence[str], batch: int
+def batches(
+    checkpoint: Checkpoint, task: Task, samples: Sequence[Sample], kind: Kind, size: int, seed: int
 ) -> list[Inputs]:
-    """The deployed prompt, each of ``images`` and the answer that names its label, in batches."""
-    starts = range(0, len(images), batch)
-    return [encode(checkpoint, task, images[i : i + batch], labels[i : i + batch]) for i in starts]
+    """Inputs of the model to calibrate on, one for each of ``samples``, ``size`` at a time.
 
-
-def text_inputs(checkpoint: Checkpoint, count: int, length: int, batch: int, seed: int) -> list[Inputs]:
-    """``count`` passages of ``length`` tokens of English prose, without an image: the language reference that
-    every Python brings along."""
-    rng = np.random.default_rng([seed, 9])
-    prose = "\n".join(topics[name] for name in sorted(topics))
-    ids = torch.tensor(checkpoint.tokenizer(prose, add_special_tokens=False)["input_ids"])
-    starts = rng.integers(0, max(1, len(ids) - length), count)
-    rows = torch.stack([ids[int(start) : int(start) + length] for start in starts]).to(checkpoint.device)
-    return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in rows.split(batch)]
+    ``kind`` "wafers" is what is deployed: the prompt, the rendered wafer and the true answer with the end of
+    its turn. To compare with: "images", the same with images that show no wafer, and "text", passages of
+    prose of the same length without an image.
+    """
+    if size < 1:
+        raise ConfigError(f"{size} conversations at a time cannot be; choose 1 or more")
+    if kind == "text":
+        length = encode(checkpoint, task, [render(samples[0].wafer, task.render)], [samples[0].label])
+        return _passages(checkpoint, len(samples), length["input_ids"].shape[1], size, seed)
+    if kind == "images":
+        images = generic_images(task, len(samples), seed)
+    else:
+        images = [render(sample.wafer, task.render) for sample in samples]
+    labels = [sample.label for sample in samples]
+    starts = range(0, len(images), size)
+    return [encode(checkpoint, task, images[i : i + size], labels[i : i + size]) for i in starts]
 
 
 def generic_images(task: Task, count: int, seed: int) -> list[RgbImage]:
     """``count`` images of the task's size that have the statistics of photographs and show no wafer: discs of
-    any size and colour that hide one another ("dead leaves", Lee, Mumford and Huang, 2001), shaded, with
+    any size and colour that hide one another ("dead leaves": Lee, Mumford and Huang, 2001), shaded, with
     noise."""
     rng = np.random.default_rng([seed, 11])
     return [_dead_leaves(rng, task.render.height, task.render.width) for _ in range(count)]
 
 
-def warn_if_few(inputs: Sequence[Inputs], widest: int) -> int:
-    """The number of distinct tokens in ``inputs``; warns where they are fewer than the ``widest`` layer has
-    inputs, since then its Hessian is singular. What all prompts begin with counts once."""
-    rows = [ids[mask.bool()] for part in inputs for ids, mask in zip(part["input_ids"], part["attention_mask"], strict=True)]
-    shared = _common_beginning(rows) if "pixel_values" in inputs[0] else 0
-    distinct = shared + sum(len(row) - shared for row in rows)
+def distinct_tokens(inputs: Sequence[Inputs]) -> int:
+    """How many tokens of ``inputs`` differ in what came before them or in themselves. The text before the
+    image is the same in all prompts and counts once; from the image on no two are alike."""
+    rows = [
+        ids[mask.bool()]
+        for part in inputs
+        for ids, mask in zip(part["input_ids"], part["attention_mask"], strict=True)
+    ]
+    shared = _before_image(rows) if "pixel_values" in inputs[0] else 0
+    return shared + sum(len(row) - shared for row in rows)
+
+
+def warn_if_few(distinct: int, maps: int, widest: int) -> None:
+    """Warn where ``distinct`` tokens of ``maps`` maps are fewer than the ``widest`` layer has inputs: its
+    Hessian is singular then, and only the damping decides on what was not seen."""
     if distinct < widest:
+        needed = -(-maps * widest // distinct)
         warnings.warn(
-            f"{distinct} distinct tokens calibrate a layer of {widest} inputs; give at least "
-            f"{-(-(widest - shared) // max(1, (distinct - shared) // len(rows)))} maps",
+            f"{distinct} distinct tokens calibrate a layer of {widest} inputs; give about {needed} maps",
             WaferVLMWarning,
             stacklevel=2,
         )
-    return distinct
 
 
-def _common_beginning(rows: Sequence[torch.Tensor]) -> int:
-    """How many tokens all rows share before their first difference or the first image token, whose content
-    differs although its id does not."""
+def _before_image(rows: Sequence[torch.Tensor]) -> int:
+    """How many tokens all rows share before the image: it is the first token that comes twice in a row in all
+    of them, since its content differs although its id does not."""
     shortest = min(len(row) for row in rows)
     stacked = torch.stack([row[:shortest] for row in rows])
     same = (stacked == stacked[0]).all(dim=0)
-    # An image is the one token that comes many times in a row.
-    same[1:] &= stacked[0, 1:] != stacked[0, :-1]
+    same[:-1] &= stacked[0, :-1] != stacked[0, 1:]
     return int(same.long().cumprod(0).sum())
+
+
+def _passages(checkpoint: Checkpoint, count: int, length: int, size: int, seed: int) -> list[Inputs]:
+    """``count`` passages of ``length`` tokens from the language reference that every Python brings along."""
+    rng = np.random.default_rng([seed, 9])
+    prose = "\n".join(topics[name] for name in sorted(topics))
+    ids = checkpoint.tokenizer(prose, add_special_tokens=False, verbose=False)["input_ids"]
+    starts = rng.integers(0, len(ids) - length, count).tolist()
+    rows = torch.tensor([ids[start : start + length] for start in starts], device=checkpoint.device)
+    return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in rows.split(size)]
 
 
 def _dead_leaves(rng: np.random.Generator, height: int, width: int) -> RgbImage:
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
-    image = np.broadcast_to(rng.uniform(0, 255, 3), (height, width, 3)).copy()
-    for _ in range(int(rng.integers(10, MOST_DISCS))):
-        radius = 0.03 / np.sqrt(rng.uniform(0.005, 1.0))  # area follows a power law, as of things in photographs
+    image: Any = np.broadcast_to(rng.uniform(0, 255, 3), (height, width, 3)).copy()
+    for _ in range(int(rng.integers(*_DISCS))):
+        # The areas of things in photographs follow a power law.
+        radius = 0.03 / np.sqrt(rng.uniform(0.005, 1.0))
         inside = np.hypot(x - rng.uniform(), y - rng.uniform()) < radius
         shade = 1 + rng.normal(0, 0.5) * (x - 0.5) + rng.normal(0, 0.5) * (y - 0.5)
         image[inside] = (rng.uniform(0, 255, 3) * shade[..., None])[inside]
-    noisy: Any = image + rng.normal(0, rng.uniform(0, 12), image.shape)
-    return np.clip(np.round(noisy), 0, 255).astype(np.uint8)
+    noisy: RgbImage = np.clip(np.round(image + rng.normal(0, rng.uniform(0, 12), image.shape)), 0, 255)
+    return noisy.astype(np.uint8)

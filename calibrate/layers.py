@@ -7,127 +7,169 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from calibrate.gptq import GptqSettings, Hessian, quantize, relative_error
-from calibrate.levels import QuantizedMatrix, Scheme, round_to_nearest
-from calibrate.replay import Batch, Reached, decoder, step
+from calibrate.gptq import Hessian, QuantizedWeight, Scheme, check_group, gptq, layer_error, round_to_nearest
+from calibrate.inputs import Inputs
+from calibrate.partial import Partial
+from calibrate.replay import Batch, Reached, begin, check_exact, step, text_core
+from train.progress import Progress
 
-Report = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """How every linear layer of the decoder is quantized. ``hessian_dtype`` is float32 or float64."""
-
-    scheme: Scheme
-    settings: GptqSettings
-    hessian_dtype: str = "float32"
+Row = dict[str, Any]
+PREFIX = "model.language_model.layers"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class QuantizedLayer:
-    """The matrices of one decoder layer by module name within it, and what was measured on the way."""
+    """The ``weights`` of one decoder layer by full name, and a row of figures for each of them."""
 
-    matrices: dict[str, QuantizedMatrix]
-    report: Report
-
-
-def linears(layer: Any) -> dict[str, torch.nn.Linear]:
-    """The linear layers of a decoder layer by their module name, in the order of the module tree."""
-    return {name: module for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)}
+    weights: dict[str, QuantizedWeight]
+    rows: list[Row]
 
 
 @torch.no_grad()
-def quantize_layer(model: Any, index: int, batches: Sequence[Batch], method: Method) -> QuantizedLayer:
-    """Quantize decoder layer ``index`` in place, from the ``batches`` at its entrance.
+def quantize_model(
+    model: Any, inputs: Sequence[Inputs], scheme: Scheme, partial: Partial | None = None
+) -> QuantizedLayer:
+    """Quantize all decoder layers of ``model`` in place on ``inputs``; beside the model this takes one
+    layer's Hessian and the hidden states of ``inputs``.
 
-    The layers that read one input (queries, keys and values; gate and up) share a Hessian and are quantized
-    together; each such set sees the sets before it quantized.
+    With ``partial`` each finished layer is kept there, and those found there are taken as they are. Raises
+    SetupError where the replay is not the model's forward, ConfigError where groups do not divide a layer.
     """
-    layer = decoder(model).layers[index]
-    modules = linears(layer)
-    matrices: dict[str, QuantizedMatrix] = {}
-    measured: list[Report] = []
+    check_sizes(model, scheme)
+    for index in {0, len(inputs) - 1}:
+        check_exact(model, inputs[index])
+    batches = [begin(model, part) for part in inputs]
+    whole = QuantizedLayer({}, [])
+    layers = len(text_core(model).layers)
+    with Progress("calibrate layers", layers) as progress:
+        for index in range(layers):
+            weights, rows = (partial.load(index) if partial else None) or (None, None)
+            if weights is None or rows is None:
+                done = quantize_layer(model, index, batches, scheme)
+                weights, rows = done.weights, done.rows
+                if partial:
+                    partial.keep(index, weights, rows)
+            else:
+                for name, weight in weights.items():
+                    put(model.get_submodule(name), weight)
+                advance(model, index, batches)
+            whole.weights.update(weights)
+            whole.rows.extend(rows)
+            progress.advance(note=f"error {np.mean([row['error'] for row in rows]):.5f}")
+    check_exact(model, inputs[0])
+    return whole
+
+
+@torch.no_grad()
+def quantize_layer(model: Any, index: int, batches: Sequence[Batch], scheme: Scheme) -> QuantizedLayer:
+    """Quantize decoder layer ``index`` in place, and take ``batches`` from its entrance through it.
+
+    Linear layers that read one input (queries, keys and values; gate and up) share a Hessian and are
+    quantized together; each such set sees the sets before it quantized.
+    """
+    modules = linears(model, index)
+    weights: dict[str, QuantizedWeight] = {}
+    rows: list[Row] = []
     for names in shared_inputs(model, index, batches[0]):
-        hessian = _hessian(model, index, batches, modules[names[0]], method)
-        weight = torch.cat([modules[name].weight for name in names])
-        whole = quantize(weight, hessian.matrix, method.scheme, method.settings)
+        hessian = _hessian(model, index, batches, modules[names[0]], scheme)
+        stacked = gptq(torch.cat([modules[name].weight for name in names]), hessian.matrix, scheme)
         first = 0
         for name in names:
-            module = modules[name]
-            rows = slice(first, first := first + module.out_features)
-            matrices[name] = QuantizedMatrix(whole.levels[rows], whole.scales[rows])
-            plain = round_to_nearest(module.weight, method.scheme)
-            measured.append(
-                {
-                    "name": name,
-                    "error": relative_error(module.weight, matrices[name], hessian.matrix),
-                    "round_to_nearest": relative_error(module.weight, plain, hessian.matrix),
-                }
-            )
-            put(module, matrices[name])
-    return QuantizedLayer(matrices, {"layer": index, "tokens": hessian.tokens, "linears": measured})
+            weight = modules[name].weight
+            weights[name] = stacked.rows(first, first + len(weight))
+            first += len(weight)
+            errors = {
+                "error": layer_error(weight, weights[name].dense(), hessian.matrix),
+                "error_nearest": layer_error(
+                    weight, round_to_nearest(weight, scheme).dense(), hessian.matrix
+                ),
+            }
+            rows.append({"layer": name, "tokens": hessian.tokens, **errors})
+            put(modules[name], weights[name])
+    largest = advance(model, index, batches)
+    return QuantizedLayer(weights, [{**row, **largest[row["layer"]]} for row in rows])
 
 
 @torch.no_grad()
-def put(module: torch.nn.Linear, matrix: QuantizedMatrix) -> None:
-    """Give ``module`` the weights of ``matrix``, multiplied out."""
-    module.weight.copy_(matrix.to(module.weight.device).dense(module.weight.dtype))
-
-
-@torch.no_grad()
-def round_all(model: Any, scheme: Scheme) -> None:
+def round_model(model: Any, scheme: Scheme) -> None:
     """Round every linear layer of the decoder to nearest, in place."""
-    for layer in decoder(model).layers:
-        for module in linears(layer).values():
+    check_sizes(model, scheme)
+    for index in range(len(text_core(model).layers)):
+        for module in linears(model, index).values():
             put(module, round_to_nearest(module.weight, scheme))
 
 
-def advance(model: Any, index: int, batches: Sequence[Batch]) -> Report:
-    """Take all ``batches`` through decoder layer ``index``; return the largest absolute values met: what goes
-    into and comes out of each linear layer, and the hidden states after the layer. Padding does not count."""
-    largest: dict[str, float] = {}
+@torch.no_grad()
+def put(module: torch.nn.Linear, weight: QuantizedWeight) -> None:
+    """Give ``module`` the values of ``weight``."""
+    module.weight.copy_(weight.dense())
+
+
+def linears(model: Any, index: int) -> dict[str, torch.nn.Linear]:
+    """The linear layers of decoder layer ``index`` by full name."""
+    found = text_core(model).layers[index].named_modules()
+    return {
+        f"{PREFIX}.{index}.{name}": module for name, module in found if isinstance(module, torch.nn.Linear)
+    }
+
+
+def check_sizes(model: Any, scheme: Scheme) -> None:
+    """Raise ConfigError where the groups of ``scheme`` do not divide a layer."""
+    for index in range(len(text_core(model).layers)):
+        for name, module in linears(model, index).items():
+            check_group(module.in_features, scheme, name)
+
+
+@torch.no_grad()
+def advance(model: Any, index: int, batches: Sequence[Batch]) -> dict[str, dict[str, float]]:
+    """Take ``batches`` through decoder layer ``index``; return, for each of its linear layers, the largest
+    absolute values met: of its inputs, of its outputs, and of the hidden states after the layer. Padding does
+    not count."""
+    largest: dict[str, dict[str, float]] = {name: {} for name in linears(model, index)}
     for batch in batches:
-        with _watched(linears(decoder(model).layers[index]), batch, largest):
+        with _watched(linears(model, index), batch, largest):
             batch.hidden = step(model, index, batch)
-        _raise_to(largest, "hidden", batch.hidden[batch.valid])
+        for values in largest.values():
+            _raise_to(values, "hidden_absolute_maximum", batch.hidden[batch.valid])
     return largest
 
 
 def shared_inputs(model: Any, index: int, batch: Batch) -> list[list[str]]:
-    """Names of the linear layers of decoder layer ``index``, grouped by the input that they share, in the order
-    in which they are called."""
+    """Names of the linear layers of decoder layer ``index``, together where they read the same tensor, in the
+    order in which they are called."""
     calls: list[tuple[torch.Tensor, list[str]]] = []
 
     def catch(name: str, inputs: torch.Tensor) -> None:
-        # Identity, not value: the tensors are kept, so that none takes over another's address.
+        # Found by identity; keeping the tensors prevents that one takes over another's address.
         for seen, names in calls:
             if seen is inputs:
                 names.append(name)
                 return
         calls.append((inputs, [name]))
 
-    modules = linears(decoder(model).layers[index])
+    modules = linears(model, index).items()
     hooks = [
-        module.register_forward_pre_hook(lambda _, args, name=name: catch(name, args[0])) for name, module in modules.items()
+        m.register_forward_pre_hook(lambda _, args, name=name: catch(name, args[0])) for name, m in modules
     ]
     with _hooked(hooks):
         step(model, index, batch)
     return [names for _, names in calls]
 
 
-def _hessian(model: Any, index: int, batches: Iterable[Batch], module: torch.nn.Linear, method: Method) -> Hessian:
-    dtype = getattr(torch, method.hessian_dtype)
-    hessian = Hessian(module.in_features, dtype=dtype, device=module.weight.device)
+def _hessian(
+    model: Any, index: int, batches: Iterable[Batch], module: torch.nn.Linear, scheme: Scheme
+) -> Hessian:
+    """Of the inputs of ``module``; decoder layer ``index`` is run only as far as it."""
+    hessian = Hessian(module.in_features, dtype=getattr(torch, scheme.precision), device=module.weight.device)
     for batch in batches:
-        _raise_at(model, index, batch, module, hessian)
+        _add_until(model, index, batch, module, hessian)
     return hessian
 
 
-def _raise_at(model: Any, index: int, batch: Batch, module: torch.nn.Linear, hessian: Hessian) -> None:
-    """Run decoder layer ``index`` until ``module`` is called, and take its input in."""
-
+def _add_until(model: Any, index: int, batch: Batch, module: torch.nn.Linear, hessian: Hessian) -> None:
     def catch(_: Any, args: tuple[torch.Tensor, ...]) -> None:
         hessian.add(args[0][batch.valid])
         raise Reached
@@ -140,10 +182,12 @@ def _raise_at(model: Any, index: int, batch: Batch, module: torch.nn.Linear, hes
 
 
 @contextmanager
-def _watched(modules: dict[str, torch.nn.Linear], batch: Batch, largest: dict[str, float]) -> Iterator[None]:
+def _watched(
+    modules: dict[str, torch.nn.Linear], batch: Batch, largest: dict[str, dict[str, float]]
+) -> Iterator[None]:
     def catch(name: str, inputs: torch.Tensor, output: torch.Tensor) -> None:
-        _raise_to(largest, f"{name}.input", inputs[batch.valid])
-        _raise_to(largest, f"{name}.output", output[batch.valid])
+        _raise_to(largest[name], "absolute_maximum", inputs[batch.valid])
+        _raise_to(largest[name], "output_absolute_maximum", output[batch.valid])
 
     hooks = [
         module.register_forward_hook(lambda _, args, output, name=name: catch(name, args[0], output))
@@ -162,5 +206,5 @@ def _hooked(hooks: Sequence[Any]) -> Iterator[None]:
             hook.remove()
 
 
-def _raise_to(largest: dict[str, float], name: str, values: torch.Tensor) -> None:
-    largest[name] = max(largest.get(name, 0.0), float(values.abs().max()))
+def _raise_to(values: dict[str, float], name: str, tensor: torch.Tensor) -> None:
+    values[name] = max(values.get(name, 0.0), float(tensor.abs().max()))

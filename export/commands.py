@@ -8,29 +8,27 @@ from typing import Any
 import click
 
 from wafervlm import console
+from wafervlm.errors import UsageError
+from wafervlm.task import Task
+
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command()
-@click.option(
-    "-m",
-    "--model",
-    "checkpoint",
-    required=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Checkpoint folder: merged, or quantized by wafervlm calibrate.",
-)
+@click.argument("checkpoint", type=_FOLDER)
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Bundle folder to write.")
 @click.option(
     "-d",
-    "--tune",
-    type=click.Path(path_type=Path),
+    "--dataset",
+    "tune",
+    type=click.Path(exists=True, path_type=Path),
     help="Dataset folder whose tune part fits the temperature, or labelled maps for it.",
 )
 @click.option(
     "--task",
     "task_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Task file (.json or .toml) that the model was trained on.  [default: the dataset's]",
+    help="Task file (.json or .toml) that the model was trained on.  [default: the checkpoint's]",
 )
 @click.option(
     "--golden",
@@ -54,27 +52,26 @@ from wafervlm import console
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the golden maps.")
 @console.json_option
-def export(out: Path, task_file: Path | None, accuracy_level: str, as_json: bool, **options: Any) -> None:
-    """Turn a checkpoint into a bundle: one ONNX graph, golden maps, a manifest.
+def export(
+    checkpoint: Path, out: Path, task_file: Path | None, accuracy_level: str, as_json: bool, **options: Any
+) -> None:
+    """Turn CHECKPOINT, merged or quantized, into a bundle: one ONNX graph, golden maps, a manifest.
 
     The graph's scores must equal the checkpoint's within 1e-3 at exact accuracy, else nothing is written.
 
     \b
     Example:
-      wafervlm export -m runs/gptq -d runs/data -o runs/bundle
+      wafervlm export runs/gptq -d runs/data -o runs/bundle
     """
     from export.stage import ExportConfig, export as run
-    from train.dataset import dataset_task
     from wafervlm.bundle import open_bundle
-    from wafervlm.errors import UsageError
-    from wafervlm.task import Task
 
-    tune: Path | None = options["tune"]
-    if task_file is None and (tune is None or not (tune / "task.json").is_file()):
-        raise UsageError("the task is not known: give --task, or a dataset folder with --tune")
-    task = Task.from_file(task_file) if task_file else dataset_task(tune or Path())
-    config = ExportConfig(task=task, accuracy_level=int(accuracy_level), **options)
-    console.settings({**options, "out": out, "accuracy_level": accuracy_level, "task": task.name})
+    task = find_task(task_file, checkpoint, options["tune"])
+    level = int(accuracy_level)
+    config = ExportConfig(checkpoint=checkpoint, task=task, accuracy_level=level, **options)
+    console.settings(
+        {"checkpoint": checkpoint, "out": out, "task": task.name, "accuracy_level": level, **options}
+    )
     manifest, written = run(config, out)
     console.say(
         f"wrote {out}" if written else f"{out} is complete and of these inputs already; nothing to do"
@@ -92,3 +89,15 @@ def export(out: Path, task_file: Path | None, accuracy_level: str, as_json: bool
         as_json,
     )
     console.next_command(f"wafervlm verify --bundle {out}")
+
+
+def find_task(task_file: Path | None, *folders: Path | None) -> Task:
+    """The task of ``task_file``, else that of the first of ``folders`` that holds a task.json.
+
+    Raises UsageError where there is none.
+    """
+    beside = [folder / "task.json" for folder in folders if folder is not None]
+    found = task_file or next((path for path in beside if path.is_file()), None)
+    if found is None:
+        raise UsageError("the task is not known: give --task, or a dataset folder with --dataset")
+    return Task.from_file(found)

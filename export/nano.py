@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,11 +29,10 @@ from train.build import BuildConfig, build_dataset
 from train.merge import MergeSettings, merge
 from train.nano.config import NANO
 from train.sources import read_source
-from train.sources.npz import write_npz
 from train.split_files import apply_split, read_split_file, split_path
 from wafervlm import console
 from wafervlm.bundle import EMBEDDED, Bundle, open_bundle
-from wafervlm.errors import GateError, UsageError
+from wafervlm.errors import GateError, UsageError, WaferVLMError
 from wafervlm.golden import read_golden
 from wafervlm.render import RenderSpec, render
 from wafervlm.task import WAFER_DEFECTS, Task
@@ -72,7 +72,9 @@ def rebuild(source: Path, work: Path, out: Path, recipe: NanoRecipe) -> None:
     )
     build_dataset(chosen, data)
     merge(recipe.weights / "base", recipe.weights / "adapter", data, work / "merged", MergeSettings())
-    settings = CalibrateSettings(scheme=Scheme(group=recipe.group), maps=recipe.maps * len(recipe.task.labels))
+    settings = CalibrateSettings(
+        scheme=Scheme(group=recipe.group), maps=recipe.maps * len(recipe.task.labels)
+    )
     calibrate(work / "merged", data, work / "gptq", settings)
     config = ExportConfig(
         checkpoint=work / "gptq",
@@ -81,6 +83,7 @@ def rebuild(source: Path, work: Path, out: Path, recipe: NanoRecipe) -> None:
         accuracy_level=recipe.accuracy_level,
         name="wafervlm-nano",
         wm811k=True,
+        ancestors=(recipe.weights / "base", recipe.weights / "adapter"),
     )
     export(config, out)
 
@@ -92,7 +95,9 @@ def compare(rebuilt: Bundle, shipped: Bundle) -> dict[str, float]:
     if rebuilt.manifest.task_digest != shipped.manifest.task_digest:
         raise GateError("the rebuilt bundle answers another task than the embedded one")
     images = [render(wafer, task.render) for wafer in golden.maps]
-    new, old = (graph_scores(bundle, images, accuracy_level=0).astype(np.float64) for bundle in (rebuilt, shipped))
+    new, old = (
+        graph_scores(bundle, images, accuracy_level=0).astype(np.float64) for bundle in (rebuilt, shipped)
+    )
     return {
         "max_abs_difference": float(np.abs(new - old).max()),
         "kl": float(rel_entr(np.exp(old), np.exp(new)).sum(axis=1).mean()),
@@ -103,7 +108,7 @@ def compare(rebuilt: Bundle, shipped: Bundle) -> dict[str, float]:
 def check(figures: dict[str, float]) -> None:
     """Raise GateError where a rebuilt bundle is not the embedded one.
 
-    Another processor may round a weight the other way in GPTQ, so scores may differ a little; answers may not.
+    Another processor may round a weight the other way in GPTQ: scores may then differ a little, answers not.
     """
     if figures["label_agreement"] < 1 or figures["kl"] > 0.01:
         raise GateError(
@@ -115,7 +120,16 @@ def check(figures: dict[str, float]) -> None:
 def _tune_maps(source: Path, recipe: NanoRecipe, path: Path) -> Path:
     rows = read_source(source)
     tune = rows.take(apply_split(rows, read_split_file(split_path(recipe.split)))["tune"])
-    write_npz(tune, path)
+    grids = [tune.grid(row).ravel() for row in range(len(tune))]
+    offsets = np.cumsum([0, *(grid.size for grid in grids)])
+    np.savez(
+        path,
+        maps=np.concatenate(grids),
+        offsets=offsets,
+        heights=tune.heights,
+        widths=tune.widths,
+        labels=tune.labels,
+    )
     return path
 
 
@@ -126,8 +140,12 @@ def _default_source() -> Path:
 
 @click.command()
 @click.option("--check", "only_check", is_flag=True, help="Compare a rebuilt bundle with the embedded one.")
-@click.option("--source", type=click.Path(path_type=Path), default=None,
-              help="train_pool.npz.  [default: $WAFERVLM_DATA/wm811k/train_pool.npz]")
+@click.option(
+    "--source",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="train_pool.npz.  [default: $WAFERVLM_DATA/wm811k/train_pool.npz]",
+)
 @console.json_option
 def main(only_check: bool, source: Path | None, as_json: bool) -> None:
     """Rebuild the embedded bundle from its committed base and adapter.
@@ -154,6 +172,8 @@ def main(only_check: bool, source: Path | None, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    from wafervlm.cli import run_click
-
-    run_click(main)
+    try:
+        main(standalone_mode=False)
+    except WaferVLMError as error:
+        console.say(f"Error: {error}")
+        sys.exit(error.exit_code)

@@ -17,7 +17,15 @@ from export.graph import classify_graph
 from export.parity import load_reference, reference_scores
 from export.processor import normalisation_of
 from export.weights import Weights
-from train.artefact import Provenance, folder_digest, is_complete, write_provenance, writing
+from train.artefact import (
+    PROVENANCE,
+    Provenance,
+    folder_digest,
+    is_complete,
+    read_provenance,
+    write_provenance,
+    writing,
+)
 from train.dataset import DIES, Sample, read_labelled
 from train.loading import check_image_size, load_processor
 from wafervlm.bundle import Graph, Manifest, open_bundle
@@ -48,10 +56,12 @@ class ExportConfig:
     """Whether the model was trained on WM-811K, whose citations then go in; None: as provenance says."""
     seed: int = 0
     """Of the golden maps."""
+    ancestors: tuple[Path, ...] = ()
+    """Folders the checkpoint was made from that do not lie beside it; their records go in."""
 
     def __post_init__(self) -> None:
         if self.golden == "tune" and self.tune is None:
-            raise UsageError("golden maps are to come from the tune maps, but none are given; give --tune")
+            raise UsageError("golden maps are to come from the tune maps, but none are given; give --dataset")
         if self.accuracy_level not in (0, 4):
             raise UsageError(
                 f"accuracy level {self.accuracy_level} is neither 0 (exact) nor 4 (8-bit integers)"
@@ -61,20 +71,18 @@ class ExportConfig:
 def export(config: ExportConfig, out: Path) -> tuple[Manifest, bool]:
     """Write the bundle ``out``; return its manifest, and whether it was written now.
 
-    A complete ``out`` of the same inputs and settings is left as it is. Raises CheckpointError, TaskError,
-    DatasetError, UsageError, and GateError where the graph's scores are not the checkpoint's; nothing is
-    written then.
+    A complete ``out`` of the same inputs and settings is left as it is, one of others is replaced. Raises
+    CheckpointError, TaskError, DatasetError, UsageError, and GateError where the graph's scores are not the
+    checkpoint's; nothing is written then.
     """
     out = Path(out)
     provenance = _provenance(config)
     if is_complete(out, provenance):
         return open_bundle(out).manifest, False
-    if out.exists():
-        raise UsageError(
-            f"{out} exists and was made from other inputs or settings; remove it or choose another folder"
-        )
+    if out.exists() and not _is_export(out):
+        raise UsageError(f"{out} exists and is not a bundle that was exported; choose another folder")
     contents = _contents(config)
-    with writing(out) as work:
+    with writing(out, overwrite=True) as work:
         write_provenance(work, provenance)
         manifest = write_bundle(work, config.name or config.task.name, contents)
     return manifest, True
@@ -99,7 +107,8 @@ def _contents(config: ExportConfig) -> Contents:
     )
     logger.info("computing the reference scores of %d golden maps, label by label", len(golden))
     reference = load_reference(config.checkpoint, bool(weights.quantization))
-    records = collect_chain(config.checkpoint, [config.tune] if config.tune and config.tune.is_dir() else [])
+    data = (config.tune,) if config.tune is not None else ()
+    records = collect_chain(config.checkpoint, (*config.ancestors, *data))
     return Contents(
         model=model,
         task=task,
@@ -154,3 +163,7 @@ def _provenance(config: ExportConfig) -> Provenance:
         "wm811k": config.wm811k,
     }
     return Provenance("export", inputs=inputs, settings=settings, seed=config.seed)
+
+
+def _is_export(out: Path) -> bool:
+    return (out / PROVENANCE).is_file() and read_provenance(out).get("stage") == "export"

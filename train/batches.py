@@ -151,10 +151,15 @@ class Pixels:
     def __call__(self, images: Sequence[RgbImage]) -> Batch:
         if not self.vectorised:
             return self._processed(images)
-        return {"pixel_values": self._fast(np.stack(images)), "image_grid_thw": self._grid.repeat(len(images), 1)}
+        return {
+            "pixel_values": self._fast(np.stack(images)),
+            "image_grid_thw": self._grid.repeat(len(images), 1),
+        }
 
     def _processed(self, images: Sequence[RgbImage]) -> Batch:
-        return dict(self._processor(images=list(images), return_tensors="pt", input_data_format="channels_last"))
+        return dict(
+            self._processor(images=list(images), return_tensors="pt", input_data_format="channels_last")
+        )
 
     def _agrees(self, probe: RgbImage, exact: torch.Tensor) -> bool:
         if self._mean is None or self._std is None:
@@ -178,11 +183,13 @@ def tokenize_turn(
     blank = np.zeros((task.render.height, task.render.width, 3), dtype=np.uint8)
     prompt, ids = (tuple(processor(text=[text], images=[blank])["input_ids"][0]) for text in (before, whole))
     if ids[: len(prompt)] != prompt:
-        raise TaskError(f"the answer {answer!r} merges with the prompt before it into one token; change its beginning")
+        raise TaskError(
+            f"the answer {answer!r} merges with the prompt before it into one token; change its beginning"
+        )
     if len(ids) > max_length:
         raise TaskError(
-            f"the conversation {question[:40]!r}... is {len(ids)} tokens long; raise model.max_length, now {max_length}, "
-            "or render smaller images"
+            f"the conversation {question[:40]!r}... is {len(ids)} tokens long; raise model.max_length, "
+            f"now {max_length}, or render smaller images"
         )
     return ids, len(prompt)
 

@@ -47,7 +47,8 @@ def writing_checkpoint(root: Path, step: int, keep: int = 2) -> Iterator[Path]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise ResourceError(
-                f"the disk is full while writing a checkpoint to {root}; free space and run the same command again"
+                f"the disk is full while writing a checkpoint to {root}; free space and run the same "
+                "command again"
             ) from error
         raise
     finally:

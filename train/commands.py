@@ -11,7 +11,7 @@ import click
 from train.data_commands import data as data
 from wafervlm import console
 
-TEMPLATE = Path(__file__).with_name("sft.toml")
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 def _explain(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -32,16 +32,31 @@ def _toml(value: Any) -> str:
 
 
 @click.command()
-@click.argument("settings_file", metavar="SETTINGS.toml", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument(
+    "settings_file", metavar="SETTINGS.toml", type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
 @click.option("-b", "--base", help="Folder of the base checkpoint (model.base).")
 @click.option("-d", "--dataset", help="Dataset folder (data.dataset).")
 @click.option("-o", "--out", help="Folder of the adapter to write (output).")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting, as in train.batch=16.")
-@click.option("--explain", is_flag=True, is_eager=True, expose_value=False, callback=_explain,
-              help="List every setting with its default and exit.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting, as in train.batch=16."
+)
+@click.option(
+    "--explain",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_explain,
+    help="List every setting with its default and exit.",
+)
 @console.json_option
 def train(
-    settings_file: Path, base: str | None, dataset: str | None, out: str | None, overrides: tuple[str, ...], as_json: bool
+    settings_file: Path,
+    base: str | None,
+    dataset: str | None,
+    out: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Teach a model wafer maps with LoRA, as a TOML file says.
 
@@ -52,9 +67,7 @@ def train(
     Example:
       wafervlm train train/sft.toml -b runs/nano-base -d runs/data -o runs/adapter
     """
-    # Before transformers is imported: a workstation is not asked to look anything up.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _stay_offline()
     from train.config import flat_dict, read_settings
 
     named = {"model.base": base, "data.dataset": dataset, "output": out}
@@ -70,5 +83,58 @@ def train(
         console.say(f"{outcome.adapter} is complete and was made from the same base, dataset and settings")
     console.result(outcome.summary(), as_json)
     console.next_command(
-        f"wafervlm merge -b {settings.model.base} -a {outcome.adapter} -o {outcome.adapter.with_name('merged')}"
+        f"wafervlm merge -b {settings.model.base} -a {outcome.adapter} -d {settings.data.dataset} "
+        f"-o {outcome.adapter.with_name('merged')}"
     )
+
+
+@click.command()
+@click.option("-b", "--base", required=True, type=FOLDER, help="Folder of the base checkpoint.")
+@click.option("-a", "--adapter", required=True, type=FOLDER, help="Folder of the adapter.")
+@click.option(
+    "-d", "--dataset", required=True, type=FOLDER, help="Dataset folder; its tune part is what the gates use."
+)
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Checkpoint folder to write."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="bfloat16",
+    show_default=True,
+    help="Numbers of the merged weights; merging itself is done in float32.",
+)
+@click.option(
+    "--maps",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Maps that the gates are taken on.",
+)
+@console.json_option
+def merge(base: Path, adapter: Path, dataset: Path, out: Path, dtype: str, maps: int, as_json: bool) -> None:
+    """Merge an adapter into its base and check that the answers stay the same.
+
+    The result is a checkpoint folder that transformers and vLLM load. Where a gate is missed nothing is
+    written.
+
+    \b
+    Example:
+      wafervlm merge -b runs/nano-base -a runs/adapter -d runs/data -o runs/merged
+    """
+    _stay_offline()
+    from train.merge import MergeSettings, merge as merge_adapter
+
+    settings = MergeSettings(dtype=dtype, maps=maps)
+    console.settings(
+        {"base": base, "adapter": adapter, "dataset": dataset, "out": out, "dtype": dtype, "maps": maps}
+    )
+    parity = merge_adapter(base, adapter, dataset, out, settings)
+    console.result({"checkpoint": str(out), **parity}, as_json)
+    console.next_command(f"wafervlm calibrate --help, then wafervlm calibrate with the checkpoint {out}")
+
+
+def _stay_offline() -> None:
+    """Before transformers is imported: a workstation is not asked to look anything up."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

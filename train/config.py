@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import itertools
 import math
 import textwrap
 import tomllib
@@ -65,7 +66,7 @@ class DataSettings:
     maps_per_class: int = 0
     """Train on at most so many maps of each class, chosen by the seed; 0 takes all."""
     tune_maps: int = 540
-    """At most so many held-out maps are scored at each evaluation, equally many of each class; 0 takes all."""
+    """At most so many held-out maps are scored at each evaluation, as many of each class; 0 takes all."""
 
     def __post_init__(self) -> None:
         _require(self.maps_per_class >= 0, "data.maps_per_class", self.maps_per_class, "0 or more")
@@ -125,7 +126,7 @@ class TrainSettings:
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute activations in the backward pass to save memory; auto: on a GPU."""
     threads: int = 0
-    """Threads that a CPU computes with; 0 leaves it to torch. A busy second core makes two slower than one."""
+    """Threads that a CPU computes with; 0 leaves it to torch. Two are slower than one on a busy machine."""
     tensorboard: bool = False
     """Write a tensorboard log beside log.csv."""
 
@@ -178,7 +179,9 @@ def settings_from(
     known = {key for key, _, _ in leaves(Settings)}
     for key in [*flat, *over]:
         if key not in known and key not in RECIPE_KEYS:
-            raise ConfigError(f"unknown key {key!r} in {where}; {_nearest(key, sorted({*known, *RECIPE_KEYS}))}")
+            raise ConfigError(
+                f"unknown key {key!r} in {where}; {_nearest(key, sorted({*known, *RECIPE_KEYS}))}"
+            )
     own, notes = translate({**flat, **{key: over[key] for key in over if key in RECIPE_KEYS}}, known)
     return _build(Settings, {**own, **{key: over[key] for key in over if key in known}}), notes
 
@@ -196,10 +199,14 @@ def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
 @functools.cache
 def field_help(cls: type) -> dict[str, str]:
     """The text that stands under each field of a dataclass, by field name, on one line."""
-    (body,) = (node.body for node in ast.parse(textwrap.dedent(inspect.getsource(cls))).body if isinstance(node, ast.ClassDef))
+    (body,) = (
+        node.body
+        for node in ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        if isinstance(node, ast.ClassDef)
+    )
     return {
         target.target.id: " ".join(text.value.value.split())
-        for target, text in zip(body, body[1:])
+        for target, text in itertools.pairwise(body)
         if isinstance(target, ast.AnnAssign)
         and isinstance(target.target, ast.Name)
         and isinstance(text, ast.Expr)

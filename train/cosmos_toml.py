@@ -30,7 +30,9 @@ def translate(flat: Mapping[str, Any], known: set[str]) -> tuple[Own, list[str]]
         values, note = rule(key, flat[key], flat)
         for name, value in values.items():
             if name in own and own[name] != value:
-                raise ConfigError(f"{key} = {flat[key]!r} and {name} = {own[name]!r} contradict each other; keep one")
+                raise ConfigError(
+                    f"{key} = {flat[key]!r} and {name} = {own[name]!r} contradict each other; keep one"
+                )
             own[name] = value
         notes.append(f"{key} = {flat[key]!r}: {note}")
     return own, notes
@@ -43,7 +45,8 @@ def _as(name: str) -> Rule:
 def _only(*allowed: Any) -> Rule:
     def rule(key: str, value: Any, _: Mapping[str, Any]) -> tuple[Own, str]:
         if value not in allowed:
-            raise ConfigError(f"{key} is {value!r}, and this trainer knows only {' or '.join(map(repr, allowed))}")
+            known = " or ".join(map(repr, allowed))
+            raise ConfigError(f"{key} is {value!r}, and this trainer knows only {known}")
         return {}, "as it always is here"
 
     return rule
@@ -57,7 +60,7 @@ def _batch(key: str, value: Any, flat: Mapping[str, Any]) -> tuple[Own, str]:
     mini = flat.get("train.train_policy.mini_batch", value)
     if not (_whole(value) and _whole(mini) and value % mini == 0):
         raise ConfigError(
-            f"train.train_batch_per_replica = {value!r} must be a whole multiple of train.train_policy.mini_batch = {mini!r}"
+            f"{key} = {value!r} must be a whole multiple of train.train_policy.mini_batch = {mini!r}"
         )
     return {"train.batch": mini, "train.accumulate": value // mini}, (
         f"taken as train.batch = {mini}, train.accumulate = {value // mini}"
@@ -85,8 +88,8 @@ def _mini_batch(key: str, value: Any, flat: Mapping[str, Any]) -> tuple[Own, str
 def _system(key: str, value: Any, _: Mapping[str, Any]) -> tuple[Own, str]:
     if value:
         raise ConfigError(
-            f"{key} is {value!r}, and the system message belongs to the dataset's task: name it in a task file, build "
-            "the dataset with that, and leave this key empty"
+            f"{key} is {value!r}, and the system message belongs to the dataset's task: name it in a task "
+            "file, build the dataset with that, and leave this key empty"
         )
     return {}, "the system message is that of the dataset's task"
 

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-COLUMNS = ("step", "samples", "seconds", "loss", "learning_rate", "grad_norm", "tune_accuracy", "tune_recall", "tune_loss")
+_MEASURED = ("loss", "learning_rate", "grad_norm", "tune_accuracy", "tune_recall", "tune_loss")
+COLUMNS = ("step", "samples", "seconds", *_MEASURED)
 Row = Mapping[str, float]
 
 

@@ -1,11 +1,10 @@
-# NOTE FOR HELPER B1 (remove later): the founder wrote families.py, loading.py, scorer.py, merge.py and their tests at 08:40
-# because nothing was here yet. Do not rewrite them: review them, improve what is wrong, add what your task asks beyond them.
 """Loading a checkpoint folder: model, processor, tokenizer, and inputs for it. Never from the network."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
@@ -26,7 +26,16 @@ from wafervlm.task import Task
 CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "config.json", "adapter_config.json", "adapter_model.safetensors"
 DTYPES = ("float32", "bfloat16", "float16")
 # What transformers, peft and safetensors raise for a folder that is not what its configuration says.
-_UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError)
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 @dataclass(frozen=True)
@@ -177,7 +186,7 @@ def check_image_size(processor: Any, height: int, width: int) -> None:
 
 
 def check_image(image: RgbImage, task: Task) -> RgbImage:
-    """Return ``image``; raise ImageError where it is not (H, W, 3) uint8 of the size that ``task`` renders."""
+    """Return ``image``; raise ImageError where it is not (H, W, 3) uint8 of the task's render size."""
     wanted = (task.render.height, task.render.width, 3)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != wanted:
         what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
@@ -193,7 +202,9 @@ def check_weights(path: Path, report: dict[str, Any]) -> None:
     transformers fills what is missing with random numbers and only warns.
     """
     for key, what in (("missing_keys", "lack"), ("mismatched_keys", "misshape"), ("unexpected_keys", "add")):
-        if names := sorted(str(name) for name in report.get(key) or ()):
+        # A misshapen tensor is reported as its name and two shapes.
+        found = report.get(key) or ()
+        if names := sorted(name if isinstance(name, str) else str(name[0]) for name in found):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise CheckpointError(
                 f"the weights in {path} do not fit its {CONFIG}: they {what} {', '.join(names[:3])}{more}; "
@@ -202,8 +213,8 @@ def check_weights(path: Path, report: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Keep transformers' own bars and advice about weights off the terminal; what matters is raised."""
+def quiet_transformers() -> Iterator[None]:
+    """Keep the bars and advice of transformers off the terminal; what matters is raised as an error."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -231,12 +242,13 @@ def _check_placement(dtype: str, device: str) -> None:
 
 def _load_model(path: Path, family: Family, dtype: torch.dtype) -> Any:
     try:
-        with quiet_loading():
+        with quiet_transformers():
             model, report = family.model.from_pretrained(
                 path,
                 dtype=dtype,
                 local_files_only=True,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # check_weights names them, which the error would not
                 output_loading_info=True,
                 attn_implementation="sdpa",
             )
@@ -255,10 +267,11 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
     try:
         with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as stored:
             names = set(stored.keys())
-        adapted = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            adapted = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
     except _UNREADABLE as error:
         raise CheckpointError(f"the adapter in {adapter} does not fit the model: {_first(error)}") from None
-    # peft leaves what is missing as it was drawn, and passes over what it does not know.
+    # peft leaves what is missing as it was drawn, passes over what it does not know, and only warns.
     if differing := names ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=False)):
         raise CheckpointError(
             f"the adapter in {adapter} does not fit the model: {min(differing)} and {len(differing) - 1} "
@@ -280,6 +293,6 @@ def _near(pixels: int, step: int) -> int:
 
 
 def _first(error: Exception) -> str:
-    """The first line of a library's message, which may run over a page."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+    """The beginning of a library's message, which may run over a page, on one line."""
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text[:240]}"

@@ -20,26 +20,30 @@ IMAGE_MARK = "<image>"
 
 
 def task_examples(samples: Sequence[Sample], task: Task) -> list[Example]:
-    """The task's own question about each of ``samples``. Raises TaskError for a label that it does not have."""
+    """The task's own question about each of ``samples``. Raises TaskError for a label it does not have."""
     return [Example(s.wafer, s.label, task.prompt, task.answer(s.label)) for s in samples]
 
 
-def annotated_examples(dataset: Path, split: str = "train") -> list[Example]:
-    """Every question and answer of the dataset's annotations, on the dies of their image.
+def annotated_examples(dataset: Path, samples: Sequence[Sample], chosen: Sequence[int]) -> list[Example]:
+    """Every question and answer that the annotations of part train have about ``samples[i]`` for ``i`` in
+    ``chosen``; ``samples`` is the whole part in its order.
 
     Only conversations of one question and one answer are taken. Raises DatasetError where an image is not
-    the dataset's or a conversation has another form.
+    of that part or a conversation has another form.
     """
-    by_image = dict(zip(_image_names(dataset, split), read_split(dataset, split), strict=True))
-    examples = []
-    for entry in _read_annotations(dataset / ANNOTATIONS / f"{split}.json"):
+    place = {name: index for index, name in enumerate(_image_names(dataset, "train"))}
+    wanted, examples = set(chosen), []
+    for entry in _read_annotations(dataset / ANNOTATIONS / "train.json"):
         image = entry.get("image", "")
         # The recipe's annotations name images from the part's folder on.
-        sample = by_image.get(image) or by_image.get(f"{split}/{image}")
-        if sample is None:
-            raise DatasetError(f"annotation {entry.get('id')!r} of {dataset} is about an image that is not in {split}")
-        question, answer = _turns(entry, dataset)
-        examples.append(Example(sample.wafer, sample.label, question, answer))
+        index = place.get(image, place.get(f"train/{image}"))
+        if index is None:
+            raise DatasetError(
+                f"annotation {entry.get('id')!r} of {dataset} is about an image that is not in train"
+            )
+        if index in wanted:
+            question, answer = _turns(entry, dataset)
+            examples.append(Example(samples[index].wafer, samples[index].label, question, answer))
     return examples
 
 

@@ -1,4 +1,4 @@
-"""How far a training is, by steps or by the clock, and what follows from it: learning rate and evaluations."""
+"""How far a training is, by steps or by the clock: learning rate and evaluations follow from it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ class Schedule:
 
     Learning rate: linear from 0 over the first ``warmup`` of the training, then half a cosine down to 0.
     ``evaluations`` are spread evenly, the last at the end. ``elapsed`` are the seconds of training before
-    this process; 0 ``limit_seconds`` is no limit.
+    this process; the clock runs from ``start`` on. 0 ``limit_seconds`` is no limit.
     """
 
     def __init__(
         self, steps: int, warmup: float, evaluations: int, limit_seconds: float = 0.0, elapsed: float = 0.0
     ) -> None:
         self.steps, self._warmup, self._evaluations = steps, warmup, min(evaluations, steps)
-        self.limit_seconds, self._before, self._begun = limit_seconds, elapsed, time.monotonic()
+        self.limit_seconds, self._before = limit_seconds, elapsed
+        self._begun: float | None = None
         self.reserve = 0.0
         """Seconds to keep for the last evaluation."""
 
     @property
     def elapsed(self) -> float:
         """Seconds of training so far, those of interrupted runs included."""
-        return self._before + time.monotonic() - self._begun
+        return self._before + (time.monotonic() - self._begun if self._begun is not None else 0.0)
+
+    def start(self) -> None:
+        """Let the clock run from now on."""
+        self._begun = time.monotonic()
 
     def progress(self, step: int) -> float:
         """Share of the training that is done after ``step`` steps, 0 to 1."""

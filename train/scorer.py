@@ -1,9 +1,11 @@
-"""Label scores of a checkpoint: the reference, label by label, and the same from one forward per image.
+"""Label scores of a transformers model.
 
-A label's score is its probability among the labels as sampling constrained to them would draw it: the
-logits at each node of the label tree are normalised over the branches of that node, and a label's value
-is the sum of their logarithms along its path. The mass that the full vocabulary puts on the labels does
-not enter the score; ``in_set_mass`` measures it, as an alarm for a prompt the model was not trained on.
+``label_log_probs`` is the reference for everything that scores labels: each label in a conversation of its
+own. ``tree_log_probs`` gives the same numbers from one pass per image, all labels as a tree after the prompt.
+
+A label's score is its probability as sampling constrained to the labels would draw it: token by token, the
+logits are normalised over what some label goes on with. The mass that the full vocabulary puts on the labels
+does not enter; ``in_set_mass`` measures it, as an alarm for a prompt that the model was not trained on.
 """
 
 from __future__ import annotations
@@ -17,161 +19,187 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train.batches import Pixels
-from train.loading import Checkpoint, check_image, encode, encode_texts, prompt_text
+from train.loading import Checkpoint, check_image_size, encode, encode_texts, prompt_text
+from train.progress import track
 from train.tree import LabelTree, label_tree
-from wafervlm.errors import TaskError
+from wafervlm.errors import TaskError, UsageError
 from wafervlm.render import RgbImage
 from wafervlm.task import Task
 
 Scores = NDArray[np.float64]
+Inputs = dict[str, torch.Tensor]
+Sequences = Sequence[Sequence[int]]
 
 
 def label_log_probs(
     checkpoint: Checkpoint, task: Task, images: Sequence[RgbImage], *, batch_size: int = 16
 ) -> Scores:
-    """The reference: log-probability of every label for every image, (N, L) float64 in task order.
-
-    Each label is a conversation of its own through the unmodified model, with the model's own mask and
-    positions; only the normalisation is ours. Raises TaskError and ImageError.
-    """
+    """The reference: log-probabilities (N, L) float64 of the labels in task order, each label scored by a
+    forward pass of its own over prompt, answer prefix and label tokens, with the model's own mask and
+    positions. Rows sum to 1 in probability. Raises TaskError, ImageError and, without images, UsageError."""
     sequences = label_tree(checkpoint.tokenizer, task).sequences
-    scores = np.zeros((len(images), len(sequences)))
+    opening = _opening(checkpoint, task, task.answer_prefix)["input_ids"][0].tolist()
+    rows = []
     with _evaluating(checkpoint.model):
-        prompt = _prompt_ids(checkpoint, task).shape[1]
-        for chosen in _batches(len(images), batch_size):
-            for column, label in enumerate(task.labels):
-                inputs = encode(checkpoint, task, images[chosen], [label] * len(images[chosen]))
-                logits = _sequence_logits(checkpoint, inputs, prompt, sequences[column])
-                scores[chosen, column] = _constrained(logits, sequences[column], sequences)
-    return scores
+        for batch in _batches(images, batch_size):
+            columns = []
+            for label, sequence in zip(task.labels, sequences, strict=True):
+                inputs = encode(checkpoint, task, batch, [label] * len(batch))
+                logits = _predicting(checkpoint, inputs, opening, sequence)
+                columns.append(_constrained(logits, sequence, sequences))
+            rows.append(np.stack(columns, axis=1))
+    return np.concatenate(rows)
 
 
 def tree_log_probs(
-    checkpoint: Checkpoint, task: Task, images: Sequence[RgbImage], *, batch_size: int = 16
+    checkpoint: Checkpoint,
+    task: Task,
+    images: Sequence[RgbImage],
+    *,
+    batch_size: int = 16,
+    progress: str = "",
 ) -> Scores:
-    """The same as ``label_log_probs`` from one forward pass per image, (N, L) float64: the labels follow
-    the prompt as a tree of tokens, each of which sees the prompt and its own line of ancestors."""
-    return tree_scores(checkpoint, task, images, batch_size=batch_size)[0]
+    """The same (N, L) from one forward pass per image; ``progress`` is what to call it on stderr."""
+    plan, batches = TreePass.of(checkpoint, task), _batches(images, batch_size)
+    shown = track(batches, progress) if progress else batches
+    return np.concatenate([plan.score(checkpoint, encode(checkpoint, task, batch)) for batch in shown])
 
 
 def in_set_mass(
     checkpoint: Checkpoint, task: Task, images: Sequence[RgbImage], *, batch_size: int = 16
 ) -> Scores:
-    """The probability, (N,) float64, that unconstrained sampling writes one of the labels after the answer
-    prefix, up to the last token at which labels part. A model gives almost 1 to the prompt it was trained
-    on; a low value says that prompt, template and model do not belong together."""
-    return tree_scores(checkpoint, task, images, batch_size=batch_size)[1]
-
-
-def tree_scores(
-    checkpoint: Checkpoint, task: Task, images: Sequence[RgbImage], *, batch_size: int = 16
-) -> tuple[Scores, Scores]:
-    """What ``tree_log_probs`` (N, L) and ``in_set_mass`` (N,) return, from the same forward passes."""
-    tree = label_tree(checkpoint.tokenizer, task)
-    scores, mass = np.zeros((len(images), len(tree.labels))), np.zeros(len(images))
-    with _evaluating(checkpoint.model):
-        layout = _lay_out(checkpoint, task, tree)
-        pixels = Pixels(checkpoint.processor, task.render)
-        for chosen in _batches(len(images), batch_size):
-            logits = _tree_logits(checkpoint, layout, pixels([check_image(i, task) for i in images[chosen]]))
-            scores[chosen], mass[chosen] = _walk(tree, logits)
-    return scores, mass
+    """The probability (N,) float64 that unconstrained sampling goes on from the answer prefix to one of the
+    labels, up to the last token at which labels part. Near 1 for a model that was trained on this prompt; a
+    low value is the alarm for a wrong one, which label scores hide."""
+    plan = TreePass.of(checkpoint, task)
+    batches = _batches(images, batch_size)
+    return np.concatenate([plan.mass(checkpoint, encode(checkpoint, task, batch)) for batch in batches])
 
 
 @dataclass(frozen=True, eq=False)
-class _Layout:
-    """Prompt and tree as the model takes them: ``ids`` and image ``types`` (1, T), ``positions`` (3, 1, T),
-    the additive ``mask`` (1, 1, T, T), and the ``rows`` (R,) at which the nodes of the tree stand."""
+class TreePass:
+    """All labels in one pass: after the prompt stand the answer prefix and the inner nodes of the ``tree``,
+    each node seeing the prompt, the prefix and its own ancestors only.
 
-    ids: torch.Tensor
-    types: torch.Tensor
+    ``prompt`` (P,) are the token ids that ``encode`` gives for the task, ``added`` (A,) those after them;
+    ``positions`` (3, 1, P + A) their rotary positions, ``mask`` (1, 1, P + A, P + A) what each does not see,
+    ``rows`` (R,) where the nodes stand.
+    """
+
+    tree: LabelTree
+    prompt: torch.Tensor
+    added: torch.Tensor
     positions: torch.Tensor
     mask: torch.Tensor
     rows: torch.Tensor
 
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, task: Task) -> TreePass:
+        """The plan for ``task`` on ``checkpoint``. Raises TaskError."""
+        tree = label_tree(checkpoint.tokenizer, task)
+        inputs = _opening(checkpoint, task)
+        prompt, device = inputs["input_ids"][0], checkpoint.device
+        whole = _opening(checkpoint, task, task.answer_prefix)["input_ids"][0].tolist()
+        if whole != prompt.tolist() + list(tree.prefix_ids):
+            raise TaskError(
+                f"answer_prefix of task {task.name!r} merges with the prompt before it; change its beginning"
+            )
+        fed = [token for i in tree.fed if (token := tree.nodes[i].token) is not None]
+        root = len(whole) - 1
+        return cls(
+            tree=tree,
+            prompt=prompt,
+            added=torch.tensor([*tree.prefix_ids, *fed], dtype=torch.long, device=device),
+            positions=_positions(checkpoint, inputs, tree),
+            mask=_mask(root, tree).to(device=device, dtype=checkpoint.network.dtype),
+            rows=torch.arange(len(tree.nodes), device=device) + root,
+        )
 
-def _lay_out(checkpoint: Checkpoint, task: Task, tree: LabelTree) -> _Layout:
-    inputs = _prompt_inputs(checkpoint, task)
-    device, prompt = checkpoint.device, inputs["input_ids"].shape[1]
-    fed = torch.tensor([[tree.nodes[i].token for i in tree.fed]], dtype=torch.long, device=device)
-    depths = torch.tensor([tree.nodes[i].depth for i in tree.fed], dtype=torch.long, device=device)
-    positions, _ = checkpoint.network.model.get_rope_index(
-        inputs["input_ids"],
-        mm_token_type_ids=inputs["mm_token_type_ids"],
-        image_grid_thw=inputs["image_grid_thw"],
+    def score(self, checkpoint: Checkpoint, inputs: Inputs) -> Scores:
+        """Label log-probabilities (B, L) for prompts that ``encode`` made for the task."""
+        logits = self.logits(checkpoint, inputs).double()
+        drawn = [logits[:, i, list(node.branches)].log_softmax(-1) for i, node in enumerate(self.tree.nodes)]
+        steps = [[drawn[node][:, branch] for node, branch in path] for path in self.tree.paths]
+        scores: Scores = torch.stack([torch.stack(path).sum(0) for path in steps], dim=1).cpu().numpy()
+        return scores
+
+    def mass(self, checkpoint: Checkpoint, inputs: Inputs) -> Scores:
+        """The probability (B,) of all labels together in the whole vocabulary."""
+        whole = self.logits(checkpoint, inputs).double().log_softmax(-1)
+        labels = [
+            torch.stack([whole[:, node, token] for node, token in _way(self.tree, sequence)]).sum(0)
+            for sequence in self.tree.sequences
+        ]
+        total: Scores = torch.stack(labels).exp().sum(0).cpu().numpy()
+        return total
+
+    def logits(self, checkpoint: Checkpoint, inputs: Inputs) -> torch.Tensor:
+        """Logits (B, R, vocabulary) at the nodes of the tree."""
+        ids = inputs["input_ids"]
+        if ids.shape[1] != len(self.prompt) or (ids != self.prompt).any():
+            raise TaskError(
+                "the prompt is not the one that this tree was laid out for; encode it for its task"
+            )
+        added = self.added.expand(len(ids), -1)
+        with _evaluating(checkpoint.model):
+            logits: torch.Tensor = checkpoint.model(
+                input_ids=torch.cat([ids, added], dim=1),
+                mm_token_type_ids=torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(added)], dim=1),
+                attention_mask=self.mask.expand(len(ids), -1, -1, -1),
+                position_ids=self.positions.expand(-1, len(ids), -1),
+                pixel_values=inputs["pixel_values"],
+                image_grid_thw=inputs["image_grid_thw"],
+                logits_to_keep=self.rows,
+                use_cache=False,
+            ).logits
+        return logits
+
+
+def _positions(checkpoint: Checkpoint, prompt: Inputs, tree: LabelTree) -> torch.Tensor:
+    """Rotary positions (3, 1, T): the prompt's as the model computes them, then counting on by depth."""
+    asked, _ = checkpoint.network.model.get_rope_index(
+        prompt["input_ids"],
+        image_grid_thw=prompt["image_grid_thw"],
+        mm_token_type_ids=prompt["mm_token_type_ids"],
     )
-    # The root is the last token of the prompt, so a node's depth counts from the prompt's last position.
-    nodes = (positions.max() + depths).expand(3, 1, -1)
-    return _Layout(
-        ids=torch.cat([inputs["input_ids"], fed], dim=1),
-        types=torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(fed)], dim=1),
-        positions=torch.cat([positions, nodes], dim=2),
-        mask=_mask(prompt, tree).to(device=device, dtype=checkpoint.network.dtype),
-        rows=torch.arange(len(tree.nodes), device=device) + prompt - 1,
-    )
+    prefix = len(tree.prefix_ids)
+    steps = [*range(1, prefix + 1), *(prefix + tree.nodes[i].depth for i in tree.fed)]
+    after = asked.max() + torch.tensor(steps, dtype=asked.dtype, device=asked.device)
+    return torch.cat([asked, after.expand(3, 1, -1)], dim=2)
 
 
-def _mask(prompt: int, tree: LabelTree) -> torch.Tensor:
-    """(1, 1, T, T) float32, 0 where a token sees another, else the lowest number. It is additive because
-    eager attention adds a boolean mask to its scores, in silence."""
-    sees = torch.ones(prompt + len(tree.fed), prompt + len(tree.fed), dtype=torch.bool).tril()
-    sees[prompt:, prompt:] = False
+def _mask(root: int, tree: LabelTree) -> torch.Tensor:
+    """Additive mask (1, 1, T, T) float32: causal up to the ``root``, then each node sees its own line only.
+
+    It is additive because eager attention adds whatever it is given: a boolean mask is silently wrong.
+    """
+    length = root + len(tree.nodes)
+    sees = torch.ones(length, length, dtype=torch.bool).tril()
+    sees[root + 1 :, root + 1 :] = False
     for node in tree.fed:
-        sees[prompt - 1 + node, [prompt - 1 + above for above in tree.ancestors(node)]] = True
-    return torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.bfloat16).min)[None, None]
+        sees[root + node, [root + above for above in tree.ancestors(node)]] = True
+    # The lowest number of the narrowest type, so that no cast makes it infinite.
+    return torch.zeros(1, 1, length, length).masked_fill(~sees, torch.finfo(torch.float16).min)
 
 
-def _tree_logits(checkpoint: Checkpoint, layout: _Layout, pixels: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Logits (B, R, vocabulary) at the nodes of the tree."""
-    count = len(pixels["image_grid_thw"])
-    logits: torch.Tensor = checkpoint.model(
-        input_ids=layout.ids.expand(count, -1),
-        mm_token_type_ids=layout.types.expand(count, -1),
-        position_ids=layout.positions.expand(-1, count, -1),
-        attention_mask=layout.mask.expand(count, -1, -1, -1),
-        logits_to_keep=layout.rows,
-        use_cache=False,
-        **{key: value.to(checkpoint.device) for key, value in pixels.items()},
-    ).logits
-    return logits
-
-
-def _walk(tree: LabelTree, logits: torch.Tensor) -> tuple[Scores, Scores]:
-    """Log-probabilities (B, L) over the labels and the mass (B,) of all labels, from logits at the nodes."""
-    whole = logits.double().log_softmax(-1)  # (B, R, vocabulary)
-    columns, masses = [], []
-    for sequence in tree.sequences:
-        among, of_all = whole.new_zeros(len(whole)), whole.new_zeros(len(whole))
-        for node, token in _steps(tree, sequence):
-            branches = list(tree.nodes[node].branches)
-            of_all += whole[:, node, token]
-            among += whole[:, node, token] - whole[:, node, branches].logsumexp(-1)
-        columns.append(among)
-        masses.append(of_all)
-    return torch.stack(columns, 1).cpu().numpy(), torch.stack(masses, 1).exp().sum(1).cpu().numpy()
-
-
-def _steps(tree: LabelTree, sequence: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """The nodes on the way of a label, from the root to the last at which it parts from another, each with
-    the token that follows it."""
-    children = {(node.parent, node.token): index for index, node in enumerate(tree.nodes)}
+def _way(tree: LabelTree, sequence: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The nodes that a label passes, each with the token it takes there; those with one branch too."""
+    below = {(node.parent, node.token): index for index, node in enumerate(tree.nodes)}
     node: int | None = 0
     for token in sequence:
-        if node is None:
-            return
-        yield node, token
-        node = children.get((node, token))
+        if node is not None:
+            yield node, token
+            node = below.get((node, token))
 
 
-def _sequence_logits(
-    checkpoint: Checkpoint, inputs: dict[str, Any], prompt: int, sequence: Sequence[int]
+def _predicting(
+    checkpoint: Checkpoint, inputs: Inputs, opening: list[int], sequence: Sequence[int]
 ) -> torch.Tensor:
-    """Logits (B, len(sequence), vocabulary) that predict ``sequence`` after ``prompt`` tokens."""
-    end = prompt + len(sequence)
-    if inputs["input_ids"][0, prompt:end].tolist() != list(sequence):
+    """Logits (B, len(sequence), vocabulary) from which ``sequence`` is predicted after the ``opening``."""
+    end = len(opening) + len(sequence)
+    if inputs["input_ids"][0, :end].tolist() != opening + list(sequence):
         raise TaskError(
-            "the processor writes an answer in other tokens than the tokenizer; use another template"
+            "the answer as a whole is made of other tokens than its parts; change the task's answer"
         )
     cut = {key: inputs[key][:, :end] for key in ("input_ids", "attention_mask", "mm_token_type_ids")}
     logits: torch.Tensor = checkpoint.model(
@@ -180,32 +208,27 @@ def _sequence_logits(
     return logits[:, :-1]
 
 
-def _constrained(
-    logits: torch.Tensor, sequence: Sequence[int], all_sequences: Sequence[Sequence[int]]
-) -> Scores:
-    """Log-probability (B,) of ``sequence`` among ``all_sequences``: at each token those are counted that
-    some sequence with the same beginning goes on with."""
-    total = torch.zeros(len(logits), dtype=torch.float64)
+def _constrained(logits: torch.Tensor, sequence: Sequence[int], sequences: Sequences) -> Scores:
+    """Log-probability (B,) of ``sequence``: each token against those with which some of ``sequences`` goes on
+    after the same beginning. ``logits`` are (B, len(sequence), vocabulary)."""
+    total = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
     for n, token in enumerate(sequence):
-        rivals = sorted({s[n] for s in all_sequences if tuple(s[:n]) == tuple(sequence[:n]) and len(s) > n})
-        drawn = logits[:, n, rivals].double().log_softmax(-1)
-        total += drawn[:, rivals.index(token)].cpu()
-    return total.numpy()
+        rivals = sorted({other[n] for other in sequences if other[:n] == sequence[:n] and len(other) > n})
+        total += logits[:, n, rivals].double().log_softmax(-1)[:, rivals.index(token)]
+    return np.asarray(total.cpu())
 
 
-def _prompt_ids(checkpoint: Checkpoint, task: Task) -> torch.Tensor:
-    return _prompt_inputs(checkpoint, task)["input_ids"]
-
-
-def _prompt_inputs(checkpoint: Checkpoint, task: Task) -> dict[str, torch.Tensor]:
-    """Inputs for a blank image up to where labels part: the prompt and the answer prefix, as one text."""
+def _opening(checkpoint: Checkpoint, task: Task, prefix: str = "") -> Inputs:
+    """Inputs for a blank image, up to where the answer begins, with the answer's ``prefix``."""
+    check_image_size(checkpoint.processor, task.render.height, task.render.width)
     blank = np.zeros((task.render.height, task.render.width, 3), dtype=np.uint8)
-    text = prompt_text(checkpoint.processor, task) + task.answer_prefix
-    return encode_texts(checkpoint, [text], [blank])
+    return encode_texts(checkpoint, [prompt_text(checkpoint.processor, task) + prefix], [blank])
 
 
-def _batches(count: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, count, size)]
+def _batches(images: Sequence[RgbImage], size: int) -> list[Sequence[RgbImage]]:
+    if not len(images):
+        raise UsageError("there is no image to score")
+    return [images[start : start + size] for start in range(0, len(images), size)]
 
 
 @contextlib.contextmanager
@@ -214,8 +237,9 @@ def _evaluating(model: Any) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        # Not inference_mode: autocast may keep what it casts here for a backward pass later.
+        # Not inference_mode: what autocast keeps of the weights may be needed by a backward pass later.
         with torch.no_grad():
             yield
     finally:
-        model.train(training)
+        if training:
+            model.train()

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset as Table
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.utils.data import Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
@@ -32,7 +34,7 @@ WATCH, BEST = "watch.json", "best.safetensors"
 
 @dataclass
 class Watch:
-    """What a training remembers beside the trainer's own state: saved in each checkpoint, whole or not at all."""
+    """What a training remembers beside the trainer's own state; each checkpoint holds it."""
 
     elapsed: float = 0.0
     evaluated: int = 0
@@ -54,7 +56,8 @@ class Watch:
 
 
 class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
-    """Trains an adapter; ``evaluate_maps`` returns tune_accuracy, tune_recall and tune_loss."""
+    """Trains an adapter on ``positions`` maps, one after the other; ``evaluate_maps`` returns tune_accuracy,
+    tune_recall and tune_loss."""
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         best: Tensors,
         evaluate_maps: Evaluate | None,
         checkpoints: Path,
+        positions: int,
         patience: int,
         tensorboard: Path | None = None,
         **trainer: Any,
@@ -72,7 +76,9 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         self._evaluate_maps, self._patience = evaluate_maps, patience
         self._checkpoints = checkpoints
         self._scratch: Path | None = None
-        super().__init__(**trainer)
+        # TRL wants a table where a number is all that a row needs; it gets one row, and then the numbers.
+        super().__init__(train_dataset=Table.from_dict({"position": [0]}), **trainer)
+        self.train_dataset = _Positions(positions)
         self.remove_callback(PrinterCallback)
         self._conductor = _Conductor(self)
         self.add_callback(self._conductor)
@@ -90,7 +96,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         """Follow ``schedule``."""
         if self.lr_scheduler is None:
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: self.schedule.rate(step))
+            self.lr_scheduler: LambdaLR = LambdaLR(optimizer or self.optimizer, self.schedule.rate)
         return self.lr_scheduler
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -115,7 +121,9 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         return self._evaluated(found)
 
     def _evaluated(self, found: dict[str, float]) -> dict[str, float]:
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, found
+        )
         return found
 
     def stop(self, why: str) -> None:
@@ -169,6 +177,19 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         pass
 
 
+class _Positions(Dataset[dict[str, int]]):
+    """Rows ``{"position": k}`` for the collator."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, k: int) -> dict[str, int]:
+        return {"position": k}
+
+
 class _Conductor(TrainerCallback):  # type: ignore[misc]
     """Says after each step what is due: log, evaluation, checkpoint, end. Shows progress."""
 
@@ -182,14 +203,16 @@ class _Conductor(TrainerCallback):  # type: ignore[misc]
             self._bar.__exit__(*sys.exc_info())
             self._bar = None
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._trainer.schedule.start()
         by_clock = self._trainer.schedule.limit_seconds > 0
+        title = "train, per mille of the time" if by_clock else "train"
         self._steps = 1000 if by_clock else state.max_steps
         self._shown = self._done(state)
-        self._bar = Progress("train, per mille of the time" if by_clock else "train", self._steps, done=self._shown)
+        self._bar = Progress(title, self._steps, done=self._shown)
         self._bar.__enter__()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         trainer, step = self._trainer, state.global_step
         ended = trainer.schedule.progress(step) >= 1.0
         control.should_evaluate = ended or trainer.schedule.evaluations_due(step) > trainer.watch.evaluated
@@ -199,7 +222,7 @@ class _Conductor(TrainerCallback):  # type: ignore[misc]
         if ended:
             trainer.stop("steps" if step >= state.max_steps else "time limit")
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         rows = self._trainer.watch.rows
         loss = next((row["loss"] for row in reversed(rows) if "loss" in row), None)
         best = self._trainer.watch.best.get("tune_accuracy")
@@ -208,10 +231,10 @@ class _Conductor(TrainerCallback):  # type: ignore[misc]
         notes += [f"best tune accuracy {best:.3f}"] if best is not None else []
         self._note = ", ".join(notes)
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._show(state)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._show(state)
 
     def _show(self, state: TrainerState) -> None:
@@ -235,7 +258,8 @@ def _event_writer(folder: Path, watch: Watch) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise MissingDependencyError(
-            "train.tensorboard is true and tensorboard is not installed; run pip install tensorboard, or set it to false"
+            "train.tensorboard is true and tensorboard is not installed; pip install tensorboard, or set it "
+            "to false"
         ) from None
     done = int(watch.rows[-1]["step"]) if watch.rows else 0
     return SummaryWriter(str(folder), purge_step=done + 1)

@@ -120,7 +120,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (WaferVLMError, MemoryError, OSError, ModuleNotFoundError) as error:
+    except Exception as error:
         known = explain(error)
         if known is None:
             raise
@@ -135,8 +135,9 @@ def explain(error: BaseException) -> BaseException | None:
     if isinstance(error, WaferVLMError):
         return error
     for link in _chain(error):
-        if isinstance(link, OSError) and link.errno == errno.ENOSPC:
-            where = f" while writing {link.filename}" if link.filename else ""
+        if _is_full_disk(link):
+            name = getattr(link, "filename", None)
+            where = f" while writing {name}" if name else ""
             return ResourceError(f"the disk is full{where}; free space and run the same command again")
     if isinstance(error, MemoryError):
         return ResourceError("memory ran out; lower the batch size, or close other programs")
@@ -145,6 +146,13 @@ def explain(error: BaseException) -> BaseException | None:
         ours = package in {"wafervlm", *workshop.FOLDERS}
         return None if ours else WorkshopError(f"{package} is not installed; {workshop.INSTALL}")
     return error if isinstance(error, OSError) else None
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOSPC
+    # safetensors and torch.save raise errors of their own, without a number.
+    return any(sign in str(error) for sign in ("No space left on device", "basic_ios::clear: iostream error"))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

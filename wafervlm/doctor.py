@@ -25,7 +25,7 @@ STATION = {"numpy": "numpy", "pillow": "PIL", "click": "click"}
 WORKSHOP = (
     *("torch", "transformers", "peft", "trl", "accelerate", "datasets", "safetensors", "tokenizers"),
     *("onnx", "onnx-ir", "openvino", "scipy", "scikit-learn", "statsmodels", "psutil"),
-    *("rich", "matplotlib", "jinja2", "tensorboard"),
+    *("rich", "matplotlib", "jinja2", "markupsafe", "ml-dtypes", "tensorboard"),
 )
 
 

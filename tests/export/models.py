@@ -71,7 +71,7 @@ def run(path: Path, images: Sequence[RgbImage]) -> NDArray[np.float32]:
 
 
 def quantized(checkpoint: Path, out: Path, *, group: int = 32, bits: int = 4) -> Path:
-    """``checkpoint`` with the linear layers of its text core rounded to nearest, in the AutoGPTQ v1 layout."""
+    """``checkpoint`` with its text core rounded to nearest, in the AutoGPTQ v1 layout."""
     source, scheme = load_checkpoint(checkpoint), Scheme(bits=bits, group=group)
     layers = {
         name: round_to_nearest(module.weight.detach(), scheme)

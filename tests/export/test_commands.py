@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from export.commands import export
+from export.commands import export, find_task
 from wafervlm.bundle import open_bundle
 from wafervlm.errors import UsageError
 from wafervlm.task import Task
@@ -16,7 +17,7 @@ from wafervlm.task import Task
 
 def test_a_bundle_is_written_and_described(checkpoint: Path, tiny_task: Task, tmp_path: Path) -> None:
     (tmp_path / "task.json").write_text(json.dumps(tiny_task.to_dict()))
-    arguments = ["-m", str(checkpoint), "-o", str(tmp_path / "bundle"), "--task", str(tmp_path / "task.json")]
+    arguments = [str(checkpoint), "-o", str(tmp_path / "bundle"), "--task", str(tmp_path / "task.json")]
     done = CliRunner().invoke(export, [*arguments, "--json"], catch_exceptions=False)
     assert done.exit_code == 0
     result = json.loads(done.stdout)
@@ -30,12 +31,21 @@ def test_a_bundle_is_written_and_described(checkpoint: Path, tiny_task: Task, tm
 
 def test_the_task_must_be_known(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="give --task"):
-        CliRunner().invoke(
-            export, ["-m", str(checkpoint), "-o", str(tmp_path / "bundle")], catch_exceptions=False
-        )
+        CliRunner().invoke(export, [str(checkpoint), "-o", str(tmp_path / "bundle")], catch_exceptions=False)
+
+
+def test_the_task_is_looked_for_in_the_checkpoint_and_the_dataset(tiny_task: Task, tmp_path: Path) -> None:
+    checkpoint, dataset = tmp_path / "checkpoint", tmp_path / "dataset"
+    for folder, name in ((checkpoint, "first"), (dataset, "second")):
+        folder.mkdir()
+        (folder / "task.json").write_text(json.dumps(replace(tiny_task, name=name).to_dict()))
+    assert find_task(None, checkpoint, dataset).name == "first"
+    assert find_task(dataset / "task.json", checkpoint).name == "second"
+    (checkpoint / "task.json").unlink()
+    assert find_task(None, checkpoint, dataset).name == "second"
 
 
 def test_help_has_an_example() -> None:
     text = CliRunner().invoke(export, ["--help"]).stdout
     assert "Example:" in text
-    assert "wafervlm export -m runs/gptq -d runs/data -o runs/bundle" in text
+    assert "wafervlm export runs/gptq -d runs/data -o runs/bundle" in text

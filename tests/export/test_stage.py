@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import wafervlm
+from calibrate.pack import load_quantized
 from export import bundle as bundle_module, parity
 from export.stage import ExportConfig, export
 from export.temperature import nll
@@ -114,8 +115,21 @@ def test_a_complete_bundle_is_left_as_it_is(exported: tuple[ExportConfig, Path])
     assert not written
     assert isinstance(manifest, Manifest)
     assert open_bundle(out).digest == digest
-    with pytest.raises(UsageError, match="other inputs or settings"):
-        export(replace(config, seed=9), out)
+
+
+def test_a_bundle_of_other_settings_is_replaced_and_nothing_else_is(
+    exported: tuple[ExportConfig, Path], tmp_path: Path
+) -> None:
+    config, out = exported
+    shutil.copytree(out, tmp_path / "bundle")
+    _, written = export(replace(config, seed=9), tmp_path / "bundle")
+    assert written
+    assert open_bundle(tmp_path / "bundle").digest != open_bundle(out).digest
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("keep me")
+    with pytest.raises(UsageError, match="is not a bundle"):
+        export(config, tmp_path / "mine")
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "keep me"
 
 
 def test_scores_that_differ_write_nothing(
@@ -157,7 +171,7 @@ def test_a_graph_too_large_for_one_file_keeps_its_weights_beside_it(
     ("changes", "error", "message"),
     [
         ({"checkpoint": Path("nowhere")}, UsageError, "nowhere does not exist"),
-        ({"golden": "tune"}, UsageError, "give --tune"),
+        ({"golden": "tune"}, UsageError, "give --dataset"),
         ({"accuracy_level": 1}, UsageError, "neither 0"),
     ],
 )
@@ -174,6 +188,24 @@ def test_tune_maps_of_other_classes_are_refused(
     fewer = replace(tiny_task, labels=tiny_task.labels[:5], spellings={})
     with pytest.raises(DatasetError, match="not one of the task's labels"):
         export(ExportConfig(checkpoint=checkpoint, task=fewer, tune=dataset), tmp_path / "bundle")
+
+
+def test_int4_is_deployed_with_8_bit_activations_within_a_measured_tolerance(
+    int4_checkpoint: Path, tiny_task: Task, tmp_path: Path
+) -> None:
+    export(ExportConfig(checkpoint=int4_checkpoint, task=tiny_task), tmp_path / "bundle")
+    manifest = open_bundle(tmp_path / "bundle").manifest
+    assert manifest.graph.precision == "int4"
+    assert (manifest.graph.group_size, manifest.graph.accuracy_level) == (32, 4)
+    far = manifest.parity["deployed_max_abs_difference"]
+    assert manifest.parity["exact_max_abs_difference"] < 1e-4 < far
+    assert manifest.verify_tolerance == pytest.approx(2 * far)
+    figures = verify(tmp_path / "bundle")
+    assert figures["deployed"]["max_abs_difference"] == pytest.approx(far, rel=0.05)
+    expected = load_quantized(int4_checkpoint)
+    golden = read_golden(open_bundle(tmp_path / "bundle"))
+    images = [render(wafer, tiny_task.render) for wafer in golden.maps]
+    np.testing.assert_allclose(golden.reference, label_log_probs(expected, tiny_task, images), atol=1e-5)
 
 
 def test_parity_refuses_what_is_not_a_number() -> None:

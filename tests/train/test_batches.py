@@ -18,7 +18,7 @@ from train.batches import IGNORED, Collator, Example, Order, Pixels, names_direc
 from train.loading import Checkpoint, encode, load_checkpoint
 from wafervlm.errors import DatasetError, TaskError
 from wafervlm.render import RenderSpec, render
-from wafervlm.task import RECIPE_CONTEXT, WAFER_DEFECTS, Task
+from wafervlm.task import RECIPE_CONTEXT, WAFER_DEFECTS as TASK, Task
 from wafervlm.wafermap import WaferMap
 
 Pairs = list[tuple[WaferMap, str]]
@@ -110,9 +110,9 @@ def test_direction_is_found(text: str) -> None:
     assert names_direction(text)
 
 
-@pytest.mark.parametrize("label", WAFER_DEFECTS.labels)
+@pytest.mark.parametrize("label", TASK.labels)
 def test_the_nine_classes_name_no_direction(label: str) -> None:
-    example = Example(WaferMap(np.ones((3, 3), int)), label, WAFER_DEFECTS.prompt, WAFER_DEFECTS.answer(label))
+    example = Example(WaferMap(np.ones((3, 3), int)), label, TASK.prompt, TASK.answer(label))
     assert example.turns
     assert not replace(example, answer="It is in the upper half.").turns
     assert not replace(example, question="What fails at 6 o'clock?").turns
@@ -121,7 +121,9 @@ def test_the_nine_classes_name_no_direction(label: str) -> None:
 # Tensors
 
 
-def test_tokens_and_pixels_equal_the_processors(checkpoint: Checkpoint, tiny_task: Task, synthetic_wafers: Pairs) -> None:
+def test_tokens_and_pixels_equal_the_processors(
+    checkpoint: Checkpoint, tiny_task: Task, synthetic_wafers: Pairs
+) -> None:
     examples = examples_of(synthetic_wafers, tiny_task)
     make = collator(checkpoint, tiny_task, examples)
     order = Order([e.label for e in examples], [True] * len(examples), seed=4, balance=True)
@@ -135,7 +137,9 @@ def test_tokens_and_pixels_equal_the_processors(checkpoint: Checkpoint, tiny_tas
     torch.testing.assert_close(batch["pixel_values"], exact["pixel_values"], rtol=0, atol=1e-6)
 
 
-def test_only_the_answer_and_its_end_are_learned(checkpoint: Checkpoint, tiny_task: Task, synthetic_wafers: Pairs) -> None:
+def test_only_the_answer_and_its_end_are_learned(
+    checkpoint: Checkpoint, tiny_task: Task, synthetic_wafers: Pairs
+) -> None:
     examples = examples_of(synthetic_wafers, tiny_task)
     make = collator(checkpoint, tiny_task, examples, turn=False)
     order = Order([e.label for e in examples], [False] * len(examples), seed=4, balance=True)
@@ -146,7 +150,9 @@ def test_only_the_answer_and_its_end_are_learned(checkpoint: Checkpoint, tiny_ta
         assert checkpoint.tokenizer.decode(learned) == answer + checkpoint.tokenizer.eos_token
 
 
-def test_equal_to_the_trainers_own_collation(checkpoint: Checkpoint, tiny_task: Task, synthetic_wafers: Pairs) -> None:
+def test_equal_to_the_trainers_own_collation(
+    checkpoint: Checkpoint, tiny_task: Task, synthetic_wafers: Pairs
+) -> None:
     examples = examples_of(synthetic_wafers, tiny_task)
     batch = collator(checkpoint, tiny_task, examples, turn=False)(rows(4))
     order = Order([e.label for e in examples], [False] * len(examples), seed=4, balance=True)
@@ -171,8 +177,10 @@ def test_equal_to_the_trainers_own_collation(checkpoint: Checkpoint, tiny_task: 
     torch.testing.assert_close(batch["pixel_values"], theirs["pixel_values"], rtol=0, atol=1e-6)
 
 
-def test_questions_of_different_length_are_padded(checkpoint: Checkpoint, tiny_task: Task, synthetic_wafers: Pairs) -> None:
-    wafer, label = synthetic_wafers[0]
+def test_questions_of_different_length_are_padded(
+    checkpoint: Checkpoint, tiny_task: Task, synthetic_wafers: Pairs
+) -> None:
+    wafer, _ = synthetic_wafers[0]
     examples = [
         Example(wafer, "a", RECIPE_CONTEXT + "Is it a scratch?", "No."),
         Example(wafer, "b", "What?", "The wafer map image indicates the presence of loc defect."),
@@ -186,9 +194,12 @@ def test_questions_of_different_length_are_padded(checkpoint: Checkpoint, tiny_t
 
 
 @pytest.mark.parametrize("mean", [[0.5, 0.5, 0.5], [0.48, 0.46, 0.41]])
-def test_pixels_equal_the_processor_whatever_its_normalisation(checkpoint: Checkpoint, tiny_checkpoint: Path, mean: list[float]) -> None:
+def test_pixels_equal_the_processor_whatever_its_normalisation(
+    tiny_checkpoint: Path, mean: list[float]
+) -> None:
     processor = load_checkpoint(tiny_checkpoint).processor
     processor.image_processor.image_mean = mean
+    processor.image_processor.size = {"shortest_edge": 64 * 64, "longest_edge": 128 * 128}
     pixels = Pixels(processor, RenderSpec(64, 96))
     assert pixels.vectorised is (len(set(mean)) == 1)
     images = list(np.random.default_rng(1).integers(0, 256, (3, 64, 96, 3), dtype=np.uint8))
@@ -201,5 +212,5 @@ def test_pixels_equal_the_processor_whatever_its_normalisation(checkpoint: Check
 def test_what_cannot_be_trained_on_is_refused(checkpoint: Checkpoint, tiny_task: Task) -> None:
     with pytest.raises(TaskError, match="raise model.max_length, now 20"):
         tokenize_turn(checkpoint.processor, tiny_task, tiny_task.prompt, "No.", max_length=20)
-    with pytest.raises(TaskError, match="not a multiple of 16"):
+    with pytest.raises(TaskError, match="multiples of 16"):
         Pixels(checkpoint.processor, RenderSpec(60, 64))

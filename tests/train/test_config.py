@@ -132,7 +132,9 @@ def test_broken_file_is_named(tmp_path: Path, text: str) -> None:
 
 def test_overrides_win_and_are_checked(tmp_path: Path) -> None:
     text = "[train]\nbatch = 8\n[lora]\nrank = 2\n"
-    settings, _ = read(tmp_path, text, overrides=["train.batch=16", "model.device=cpu"], values={"output": 'a"b'})
+    settings, _ = read(
+        tmp_path, text, overrides=["train.batch=16", "model.device=cpu"], values={"output": 'a"b'}
+    )
     assert (settings.train.batch, settings.lora.rank, settings.model.device) == (16, 2, "cpu")
     assert settings.output == 'a"b'
     with pytest.raises(ConfigError, match=r"did you mean 'train\.batch'"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 import pytest
+from safetensors import SafetensorError
 
 from wafervlm import cli, errors, workshop
 
@@ -101,12 +102,29 @@ def test_an_error_is_one_line_and_an_exit_code(sentence: str, failing: Any, caps
     assert len(said.err.splitlines()) == 1
 
 
-def test_a_full_disk_is_told_where_another_error_wraps_it(failing: Any, capsys: Capture) -> None:
-    wrapper = OSError("could not save the picture")
-    wrapper.__cause__ = OSError(errno.ENOSPC, "No space left on device")
-    failing(wrapper)
+def _caused(error: BaseException, by: BaseException) -> BaseException:
+    error.__cause__ = by
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        _caused(OSError("could not save the picture"), by=OSError(errno.ENOSPC, "No space left on device")),
+        # As safetensors 0.8 and torch 2.13 raise them on a full disk.
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        _caused(
+            RuntimeError("unexpected pos 576 vs 534"), by=RuntimeError("basic_ios::clear: iostream error")
+        ),
+    ],
+    ids=["wrapped", "safetensors", "torch"],
+)
+def test_a_full_disk_is_told_however_a_library_says_it(
+    error: BaseException, failing: Any, capsys: Capture
+) -> None:
+    failing(error)
     assert run("predict") == 4
-    assert "the disk is full" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("Error: the disk is full; free space")
 
 
 def test_verbose_shows_where_an_error_came_from(failing: Any, capsys: Capture) -> None:

@@ -153,7 +153,8 @@ def train_base(pool_file: Path | None, out: Path, settings: BaseSettings) -> Non
     data = Conversations(pool, interest(pool) if pool else np.zeros(0), tokenizer, settings, step)
     _loop(model, optimizer, data, partial, settings, step)
     with writing(out) as folder:
-        model.save_pretrained(folder)
+        # Half the size; what is trained on it starts from the rounded weights, so nothing is lost later.
+        model.half().save_pretrained(folder)
         save_processor_files(folder, NANO, tokenizer)
         (folder / "log.csv").write_bytes((partial / "log.csv").read_bytes())
         write_provenance(folder, provenance)

@@ -1,0 +1,144 @@
+"""The commands ``wafervlm benchmark`` and ``wafervlm run``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wafervlm import console
+
+_PATH = click.Path(path_type=Path)
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command()
+@click.option("--bundle", type=_FOLDER, help="Bundle folder.  [default: the embedded nano bundle]")
+@click.option(
+    "--reference",
+    type=_FOLDER,
+    required=True,
+    help="Full-precision checkpoint that the bundle was made from.",
+)
+@click.option("--base", type=_FOLDER, help="Checkpoint before fine-tuning, for zero-shot figures.")
+@click.option(
+    "--maps", type=_PATH, required=True, help="Labelled maps: dataset folder, .npz, folder of class folders."
+)
+@click.option("--split", default="test", show_default=True, help="Part of a dataset folder or split file.")
+@click.option(
+    "--natural",
+    type=_PATH,
+    help="Labelled maps in their natural mix: screening, calibration and agreement are taken there too.",
+)
+@click.option(
+    "--natural-split-file", help="Take only the part --split of this split file, or committed split, of them."
+)
+@click.option(
+    "--full-precision-bundle",
+    "full_precision",
+    type=_FOLDER,
+    help="Bundle of the reference.  [default: exported for this run]",
+)
+@click.option("-o", "--out", type=_PATH, required=True, help="Folder of the report to write.")
+@click.option(
+    "--latency-maps", default=200, show_default=True, help="Calls timed of each contender, each on its own map."
+)
+@click.option("--generate-maps", default=20, show_default=True, help="Calls timed of generate, which is slow.")
+@click.option("--threads", default=2, show_default=True, help="Threads of every contender.")
+@click.option(
+    "--margin",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 100, min_open=True, max_open=True),
+    help="Points of accuracy that may be lost and still be called not worse.",
+)
+@click.option("--quick", is_flag=True, help="Few maps and calls: a look, not a figure to report.")
+@click.option("--footprint/--no-footprint", default=True, help="Measure load time and memory of each contender.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where checkpoints are scored; latency is always that of the CPU.",
+)
+@console.json_option
+def benchmark(out: Path, margin: float, as_json: bool, **options: Any) -> None:
+    """Judge a bundle against the full-precision checkpoint it was made from, with a report.
+
+    Accuracy, agreement, calibration and latency on the same maps, against our static graph at full precision,
+    one forward and generate in transformers, and OpenVINO. The last line on stdout is the summary as JSON.
+
+    \b
+    Example:
+      wafervlm benchmark --bundle runs/bundle --reference runs/merged --maps runs/data -o runs/report
+    """
+    _quiet()
+    from benchmarks.stage import HTML, BenchmarkConfig, benchmark as run, summary
+
+    config = BenchmarkConfig(margin=margin / 100, **options).settled()
+    console.settings({**options, "out": out, "margin": margin, "device": config.device})
+    report, made = run(config, out)
+    console.say(f"wrote {out}" if made else f"{out} is complete and of these inputs already; nothing to do")
+    found = {"report": str(out / HTML), **summary(report)}
+    if not as_json:
+        for line in table(report):
+            click.echo(line)
+    console.json_line(found)
+    console.next_command(f"open {out / HTML}")
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Check the recipe, say what each stage would do, and stop.")
+@click.option("--redo", metavar="STAGE", help="Make this stage and those after it anew.")
+@console.json_option
+def run(recipe: Path, dry_run: bool, redo: str | None, as_json: bool) -> None:
+    """Drive the whole line as a RECIPE says: from wafer maps and a base checkpoint to bundle and report.
+
+    Each stage writes a folder of its own. Interrupt or kill the command and run it again: stages that are
+    complete are left as they are, and training and calibration go on where they stopped.
+
+    \b
+    Example:
+      wafervlm run train/nano/demo.toml
+    """
+    _quiet()
+    from benchmarks.line import drive, plan
+    from benchmarks.recipe import effective, read_recipe
+
+    settings = read_recipe(recipe)
+    console.settings(effective(settings))
+    if dry_run:
+        stages = plan(settings, redo)
+        for stage in stages:
+            console.say(f"{stage['stage']}: {stage['does']} -> {stage['out']} ({stage['state']})")
+        console.result({"stages": stages} if as_json else {s["stage"]: s["state"] for s in stages}, as_json)
+        console.next_command(f"wafervlm run {recipe}")
+        return
+    outcome = drive(settings, redo=redo)
+    console.result(outcome.summary, as_json)
+    console.say(f"report: {outcome.report}")
+    console.next_command(f"wafervlm predict {outcome.example} --bundle {outcome.bundle} --plot answer.png")
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    """The figures for people: accuracy of each model, and latency of each contender."""
+    lines = [f"{'':34}{'accuracy':>10}  95 % interval"]
+    for name, figures in report["models"].items():
+        found = figures["accuracy"]
+        low, high = 100 * found["low"], 100 * found["high"]
+        lines.append(f"{name:34}{100 * found['value']:>8.1f} %  [{low:.1f}, {high:.1f}]")
+    lines.append(f"{'agreement with the reference':34}{100 * report['agreement']:>8.1f} %")
+    lines += ["", f"{'milliseconds':34}{'p50':>10}{'p90':>10}{'p99':>10}{'x bundle':>10}"]
+    for name, times in report["latency_ms"].items():
+        ratio = report["latency"]["ratios"][name]["call"]
+        lines.append(f"{name:34}{times['p50']:>10.2f}{times['p90']:>10.2f}{times['p99']:>10.2f}{ratio:>10.2f}")
+    return [*lines, ""]
+
+
+def _quiet() -> None:
+    # Before transformers is imported: nothing is looked up, and tokenizers start no threads.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,134 @@
+"""What calibration on wafer maps is worth: full precision, GPTQ on three diets and rounding to nearest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from calibrate.inputs import Kind
+from calibrate.judge import accuracy, agreement, score
+from calibrate.layers import round_model
+from calibrate.stage import CalibrateSettings, draw, load, quantize_checkpoint
+from train.artefact import Provenance, folder_digest, is_complete, write_provenance, writing
+from train.dataset import Sample, dataset_task, read_labelled
+from train.samples import held_out
+from train.scorer import Scores
+from wafervlm.errors import DatasetError
+from wafervlm.task import Task
+
+BITS = (4, 3)
+JSON, TABLE, PICTURE = "comparison.json", "comparison.md", "comparison.png"
+KINDS: dict[Kind, str] = {
+    "wafers": "GPTQ on wafer maps",
+    "images": "GPTQ on generic images",
+    "text": "GPTQ on text only",
+}
+NEAREST = "round to nearest"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to store the weights, judged on the same maps: ``label_agreement`` with full precision,
+    ``accuracy``, and ``kl``, the mean divergence in nats of the label distribution from full precision's."""
+
+    method: str
+    bits: int
+    label_agreement: float
+    accuracy: float
+    kl: float
+
+
+def compare(
+    source: Path, dataset: Path, out: Path, settings: CalibrateSettings, on: Path | None = None
+) -> list[dict[str, Any]]:
+    """Quantize ``source`` in every way at 4 and at 3 bits, judge each on the labelled maps ``on`` (by default
+    the tune part of ``dataset``), and write the table to the folder ``out`` as JSON, Markdown and picture.
+
+    Returns its rows. Raises DatasetError where there are no maps to judge on.
+    """
+    out = Path(out)
+    provenance = _provenance(source, dataset, settings, on)
+    if out.exists() and is_complete(out, provenance):
+        return list(json.loads((out / JSON).read_text(encoding="utf-8"))["rows"])
+    task = dataset_task(dataset)
+    samples = read_labelled(on, spec=task.render) if on else held_out(dataset, "tune")
+    if not samples:
+        raise DatasetError(f"{on or dataset} has no labelled maps to judge on")
+    rows = list(_rows(source, dataset, task, samples, settings))
+    with writing(out, overwrite=True) as folder:
+        record = {"maps": len(samples), "group": settings.scheme.group, "rows": [asdict(row) for row in rows]}
+        (folder / JSON).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (folder / TABLE).write_text(markdown(rows, len(samples)), encoding="utf-8")
+        draw_rows(rows, folder / PICTURE)
+        write_provenance(folder, provenance)
+    return [asdict(row) for row in rows]
+
+
+def markdown(rows: Sequence[Row], maps: int) -> str:
+    """The table as Markdown."""
+    lines = [
+        f"| weights | bits | label agreement | accuracy | KL, nats ({maps} maps) |",
+        "|---|---:|---:|---:|---:|",
+        *(
+            f"| {r.method} | {r.bits} | {r.label_agreement:.2%} | {r.accuracy:.2%} | {r.kl:.2g} |"
+            for r in rows
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def draw_rows(rows: Sequence[Row], path: Path) -> None:
+    """Bars of the KL divergence of every quantized row, on a logarithmic scale, as a PNG."""
+    from matplotlib.figure import Figure
+
+    shown = [row for row in rows if row.kl > 0]
+    figure = Figure(figsize=(7, 0.5 + 0.4 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    colours = ["#20908c" if row.method == KINDS["wafers"] else "#b0b0b0" for row in shown]
+    bars = axes.barh(
+        [f"{row.method}, {row.bits} bit" for row in shown], [row.kl for row in shown], color=colours
+    )
+    axes.bar_label(bars, [f"{row.kl:.2g}, {row.label_agreement:.1%} agree" for row in shown], padding=3)
+    axes.set_xscale("log")
+    axes.margins(x=0.35)
+    axes.invert_yaxis()
+    axes.set_xlabel("KL divergence of the label distribution from full precision, nats")
+    figure.savefig(path, dpi=120)
+
+
+def _rows(
+    source: Path, dataset: Path, task: Task, samples: Sequence[Sample], settings: CalibrateSettings
+) -> Iterator[Row]:
+    full = load(source, settings)
+    stored = 8 * full.model.lm_head.weight.element_size()
+    before = score(full, task, samples, "score full precision")
+    yield _judged("full precision", stored, before, before, task, samples)
+    del full
+    maps, _ = draw(dataset, settings)
+    for bits in BITS:
+        scheme = replace(settings.scheme, bits=bits)
+        for kind, name in KINDS.items():
+            checkpoint = load(source, settings)
+            quantize_checkpoint(checkpoint, task, maps, replace(settings, scheme=scheme, kind=kind))
+            after = score(checkpoint, task, samples, f"score {name}, {bits} bit")
+            yield _judged(name, bits, before, after, task, samples)
+        checkpoint = load(source, settings)
+        round_model(checkpoint.model, scheme)
+        after = score(checkpoint, task, samples, f"score {NEAREST}, {bits} bit")
+        yield _judged(NEAREST, bits, before, after, task, samples)
+
+
+def _judged(
+    method: str, bits: int, before: Scores, after: Scores, task: Task, samples: Sequence[Sample]
+) -> Row:
+    return Row(method, bits, accuracy=accuracy(after, samples, task), **agreement(before, after))
+
+
+def _provenance(source: Path, dataset: Path, settings: CalibrateSettings, on: Path | None) -> Provenance:
+    inputs = {"checkpoint": folder_digest(source), "dataset": folder_digest(dataset)}
+    if on is not None:
+        inputs["maps"] = folder_digest(on)
+    return Provenance("compare", inputs, asdict(settings), settings.seed)

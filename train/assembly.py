@@ -1,0 +1,168 @@
+"""Putting a training together: model, adapter, batches, held-out maps and trainer, as the settings say."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import LoraConfig
+from trl import SFTConfig
+
+from train.batches import Collator, Example, Order
+from train.config import Settings, TrainSettings
+from train.dataset import Sample, dataset_task, read_split
+from train.loading import Checkpoint, load_checkpoint
+from train.samples import annotated_examples, at_most, held_out, task_examples
+from train.schedule import Schedule
+from train.scorer import tree_log_probs
+from train.speed import fast_vision
+from train.trainer import AdapterTrainer, Evaluate, Watch
+from wafervlm.render import render
+from wafervlm.task import Task
+
+logger = logging.getLogger(__name__)
+
+
+def assemble(settings: Settings, partial: Path, resume: Path | None) -> tuple[AdapterTrainer, Task]:
+    """The trainer of ``settings`` with the dataset's task; it works in ``partial`` and takes up what the
+    checkpoint ``resume`` remembers.
+
+    Raises DatasetError, CheckpointError or TaskError.
+    """
+    if settings.train.threads:
+        torch.set_num_threads(settings.train.threads)
+    watch, best = Watch.read(resume) if resume else (Watch(), {})
+    task = dataset_task(Path(settings.data.dataset))
+    examples = _examples(settings, task)
+    checkpoint = load_checkpoint(settings.model.base, dtype=_weights(settings), device=settings.model.device)
+    fast_vision(checkpoint.model)
+    turnable = [settings.data.augment and example.turns for example in examples]
+    order = Order([e.label for e in examples], turnable, settings.train.seed, settings.data.balance)
+    steps = total_steps(settings.train, len(examples))
+    schedule = _schedule(settings.train, steps, watch.elapsed)
+    trainer = AdapterTrainer(
+        model=checkpoint.model,
+        args=_arguments(settings, partial, steps),
+        peft_config=lora_config(settings, checkpoint),
+        data_collator=Collator(checkpoint, task, examples, order, settings.model.max_length),
+        positions=steps * settings.train.batch * settings.train.accumulate,
+        processing_class=checkpoint.tokenizer,
+        schedule=schedule,
+        watch=watch,
+        best=best,
+        evaluate_maps=_evaluation(settings, checkpoint, task, _tune_samples(settings)),
+        checkpoints=partial / "checkpoints",
+        patience=settings.train.patience,
+        tensorboard=partial / "tensorboard" if settings.train.tensorboard else None,
+    )
+    return trainer, task
+
+
+def _examples(settings: Settings, task: Task) -> list[Example]:
+    dataset = Path(settings.data.dataset)
+    samples = read_split(dataset, "train")
+    chosen = at_most([s.label for s in samples], settings.data.maps_per_class, settings.train.seed)
+    if settings.data.annotations:
+        return annotated_examples(dataset, samples, chosen)
+    return task_examples([samples[index] for index in chosen], task)
+
+
+def _tune_samples(settings: Settings) -> list[Sample]:
+    samples = held_out(Path(settings.data.dataset))
+    labels = [sample.label for sample in samples]
+    per_class = math.ceil(settings.data.tune_maps / max(len(set(labels)), 1))
+    return [samples[index] for index in at_most(labels, per_class, settings.train.seed)]
+
+
+def _evaluation(
+    settings: Settings, checkpoint: Checkpoint, task: Task, samples: list[Sample]
+) -> Evaluate | None:
+    if not samples:
+        logger.warning("the dataset has no part tune: there is no early stop, and the last adapter is kept")
+        return None
+    images = [render(sample.wafer, task.render) for sample in samples]
+    truth = np.array([task.labels.index(sample.label) for sample in samples])
+
+    def evaluate() -> dict[str, float]:
+        return figures(tree_log_probs(checkpoint, task, images, batch_size=settings.train.batch), truth)
+
+    return evaluate
+
+
+def figures(log_probs: NDArray[np.float64], truth: NDArray[np.int64]) -> dict[str, float]:
+    """tune_accuracy, tune_recall (mean over the classes that occur) and tune_loss (mean negative
+    log-probability of the right label) of label log-probabilities (N, L) against label indices (N,)."""
+    right = log_probs.argmax(axis=1) == truth
+    return {
+        "tune_accuracy": float(right.mean()),
+        "tune_recall": float(np.mean([right[truth == label].mean() for label in np.unique(truth)])),
+        "tune_loss": float(-log_probs[np.arange(len(truth)), truth].mean()),
+    }
+
+
+def total_steps(train: TrainSettings, examples: int) -> int:
+    """Optimizer steps of a training on ``examples`` maps, if the clock does not end it before."""
+    return train.max_steps or max(1, math.ceil(train.epochs * examples / (train.batch * train.accumulate)))
+
+
+def _schedule(train: TrainSettings, steps: int, elapsed: float) -> Schedule:
+    return Schedule(steps, train.warmup, train.evaluations, 60 * train.time_limit_minutes, elapsed)
+
+
+def lora_config(settings: Settings, checkpoint: Checkpoint) -> LoraConfig:
+    """The adapter of ``settings`` for the family of ``checkpoint``."""
+    lora, family = settings.lora, checkpoint.family
+    modules = f"({family.text_modules})|({family.vision_modules})" if lora.vision else family.text_modules
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=modules,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _weights(settings: Settings) -> str:
+    # On a CPU the frozen weights stay in float32 and bfloat16 is what autocast computes in.
+    return settings.model.precision if settings.model.device == "cuda" else "float32"
+
+
+def _arguments(settings: Settings, partial: Path, steps: int) -> SFTConfig:
+    train, on_gpu = settings.train, settings.model.device == "cuda"
+    arguments = SFTConfig(
+        output_dir=str(partial / "trainer"),
+        max_steps=steps,
+        per_device_train_batch_size=train.batch,
+        gradient_accumulation_steps=train.accumulate,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.clip,
+        optim="adamw_torch",
+        seed=train.seed,
+        bf16=settings.model.precision == "bfloat16",
+        fp16=False,
+        use_cpu=not on_gpu,
+        activation_checkpointing=train.gradient_checkpointing == "on",
+        logging_steps=max(1, steps // 200),
+        save_steps=train.save_steps,
+        save_strategy="no",
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        completion_only_loss=True,
+        max_length=None,
+        packing=False,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        train_sampling_strategy="sequential",
+        dataloader_num_workers=0,
+        dataloader_pin_memory=on_gpu,
+    )
+    # With several GPUs in sight the trainer would split each batch over them; one is used.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
