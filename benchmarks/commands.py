@@ -43,9 +43,14 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 )
 @click.option("-o", "--out", type=_PATH, required=True, help="Folder of the report to write.")
 @click.option(
-    "--latency-maps", default=200, show_default=True, help="Calls timed of each contender, each on its own map."
+    "--latency-maps",
+    default=200,
+    show_default=True,
+    help="Calls timed of each contender, each on its own map.",
 )
-@click.option("--generate-maps", default=20, show_default=True, help="Calls timed of generate, which is slow.")
+@click.option(
+    "--generate-maps", default=20, show_default=True, help="Calls timed of generate, which is slow."
+)
 @click.option("--threads", default=2, show_default=True, help="Threads of every contender.")
 @click.option(
     "--margin",
@@ -55,7 +60,9 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
     help="Points of accuracy that may be lost and still be called not worse.",
 )
 @click.option("--quick", is_flag=True, help="Few maps and calls: a look, not a figure to report.")
-@click.option("--footprint/--no-footprint", default=True, help="Measure load time and memory of each contender.")
+@click.option(
+    "--footprint/--no-footprint", default=True, help="Measure load time and memory of each contender."
+)
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -134,7 +141,9 @@ def table(report: dict[str, Any]) -> list[str]:
     lines += ["", f"{'milliseconds':34}{'p50':>10}{'p90':>10}{'p99':>10}{'x bundle':>10}"]
     for name, times in report["latency_ms"].items():
         ratio = report["latency"]["ratios"][name]["call"]
-        lines.append(f"{name:34}{times['p50']:>10.2f}{times['p90']:>10.2f}{times['p99']:>10.2f}{ratio:>10.2f}")
+        lines.append(
+            f"{name:34}{times['p50']:>10.2f}{times['p90']:>10.2f}{times['p99']:>10.2f}{ratio:>10.2f}"
+        )
     return [*lines, ""]
 
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from benchmarks.statistics import Floats
 from train.dataset import DIES, Sample, read_labelled
-from train.loading import Checkpoint, encode, load_checkpoint
+from train.loading import Checkpoint, load_checkpoint
 from train.progress import Progress
-from train.scorer import TreePass, in_set_mass, label_log_probs
+from train.scorer import in_set_mass, label_log_probs, tree_log_probs
 from train.sources import read_source
 from train.speed import fast_vision
 from train.split_files import apply_split, read_split_file, split_path
@@ -83,13 +83,7 @@ def checkpoint_log_probs(
     checkpoint: Checkpoint, task: Task, samples: Sequence[Sample], what: str = "the reference"
 ) -> Floats:
     """Label log-probabilities (N, L) float64 of a transformers checkpoint, one forward for each image."""
-    plan, rows = TreePass.of(checkpoint, task), []
-    with Progress(f"score {what}", len(samples)) as progress:
-        for start in range(0, len(samples), BATCH):
-            images = images_of(samples[start : start + BATCH], task)
-            rows.append(plan.score(checkpoint, encode(checkpoint, task, images)))
-            progress.advance(len(images))
-    return np.concatenate(rows)
+    return tree_log_probs(checkpoint, task, images_of(samples, task), progress=f"score {what}")
 
 
 def open_checkpoint(path: Path, device: str) -> Checkpoint:
@@ -102,11 +96,10 @@ def open_checkpoint(path: Path, device: str) -> Checkpoint:
 def alarms(checkpoint: Checkpoint, task: Task, samples: Sequence[Sample]) -> dict[str, Any]:
     """Two checks of the reference's own scores, on a few maps spread over ``samples``: how far one forward
     with all labels is from a forward for each label, and how much probability the whole vocabulary puts on
-    the first tokens of the labels. A low mass is the sign of a wrong prompt, which label scores hide."""
+    the labels. A low mass is the sign of a wrong prompt, which label scores hide."""
     places = np.unique(np.linspace(0, len(samples) - 1, CHECKED).astype(int))
     images = images_of([samples[i] for i in places], task)
-    plan = TreePass.of(checkpoint, task)
-    together = plan.score(checkpoint, encode(checkpoint, task, images))
+    together = tree_log_probs(checkpoint, task, images)
     apart = label_log_probs(checkpoint, task, images)
     return {
         "maps": len(images),

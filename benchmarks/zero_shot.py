@@ -30,7 +30,7 @@ def zero_shot(
     """Score ``samples`` with the checkpoint ``base`` and write scores.npz and figures.json to ``out``.
 
     Returns the figures of ``accuracy.scored`` and ``in_set_mass``, the probability that the whole vocabulary
-    puts on the first tokens of the labels: near 0 where the base does not answer in the task's form at all.
+    puts on the labels: near 0 where the base does not answer in the task's form at all.
     """
     provenance = _provenance(base, task, samples)
     if is_complete(out, provenance):

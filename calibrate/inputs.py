@@ -69,15 +69,19 @@ def generic_images(task: Task, count: int, seed: int) -> list[RgbImage]:
     return [_dead_leaves(rng, task.render.height, task.render.width) for _ in range(count)]
 
 
-def distinct_tokens(inputs: Sequence[Inputs]) -> int:
-    """How many tokens of ``inputs`` differ in what came before them or in themselves. The text before the
-    image is the same in all prompts and counts once; from the image on no two are alike."""
+def distinct_tokens(inputs: Sequence[Inputs], image_token: int) -> int:
+    """How many tokens of ``inputs`` differ in themselves or in what came before them. The text before the image
+    (``image_token`` is its id) is the same in all prompts and counts once; from the image on no two are
+    alike."""
     rows = [
         ids[mask.bool()]
         for part in inputs
         for ids, mask in zip(part["input_ids"], part["attention_mask"], strict=True)
     ]
-    shared = _before_image(rows) if "pixel_values" in inputs[0] else 0
+    shortest = min(len(row) for row in rows)
+    stacked = torch.stack([row[:shortest] for row in rows])
+    same = (stacked == stacked[0]).all(dim=0) & (stacked[0] != image_token)
+    shared = int(same.long().cumprod(0).sum())
     return shared + sum(len(row) - shared for row in rows)
 
 
@@ -91,16 +95,6 @@ def warn_if_few(distinct: int, maps: int, widest: int) -> None:
             WaferVLMWarning,
             stacklevel=2,
         )
-
-
-def _before_image(rows: Sequence[torch.Tensor]) -> int:
-    """How many tokens all rows share before the image: it is the first token that comes twice in a row in all
-    of them, since its content differs although its id does not."""
-    shortest = min(len(row) for row in rows)
-    stacked = torch.stack([row[:shortest] for row in rows])
-    same = (stacked == stacked[0]).all(dim=0)
-    same[:-1] &= stacked[0, :-1] != stacked[0, 1:]
-    return int(same.long().cumprod(0).sum())
 
 
 def _passages(checkpoint: Checkpoint, count: int, length: int, size: int, seed: int) -> list[Inputs]:

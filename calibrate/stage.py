@@ -123,7 +123,8 @@ def quantize_checkpoint(
     """Quantize the model of ``checkpoint`` in place; return its weights by full name, a row of figures for
     each, and their summary."""
     inputs = batches(checkpoint, task, samples, settings.kind, settings.batch, settings.seed)
-    distinct, model = distinct_tokens(inputs), checkpoint.model
+    model = checkpoint.model
+    distinct = distinct_tokens(inputs, model.config.image_token_id)
     every = [m for i in range(len(text_core(model).layers)) for m in linears(model, i).values()]
     warn_if_few(distinct, len(samples), max(module.in_features for module in every))
     whole = quantize_model(model, inputs, settings.scheme, partial)

@@ -107,7 +107,7 @@ def train(
 @click.option(
     "--maps",
     type=click.IntRange(min=1),
-    default=64,
+    default=200,
     show_default=True,
     help="Maps that the gates are taken on.",
 )

@@ -161,14 +161,19 @@ def read_settings(
     Returns the settings and, for each key of the Cosmos recipe found, a line that says what became of it.
     Raises ConfigError.
     """
+    table = read_table(path)
+    parsed = dict(_parse_override(text) for text in overrides)
+    return settings_from(table, str(path), {**parsed, **(values or {})})
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The tables of the TOML file ``path``. Raises ConfigError where it cannot be read."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the settings file {path}: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"the settings file {path} is not valid TOML: {error}") from None
-    parsed = dict(_parse_override(text) for text in overrides)
-    return settings_from(table, str(path), {**parsed, **(values or {})})
 
 
 def settings_from(
@@ -184,6 +189,18 @@ def settings_from(
             )
     own, notes = translate({**flat, **{key: over[key] for key in over if key in RECIPE_KEYS}}, known)
     return _build(Settings, {**own, **{key: over[key] for key in over if key in known}}), notes
+
+
+def settings_of(cls: type[T], path: Path) -> T:
+    """Read the TOML file ``path`` into any settings class ``cls`` of nested dataclasses.
+
+    Raises ConfigError for an unknown key, with the nearest known one, a wrong type and a wrong value.
+    """
+    flat, known = dict(_flatten(read_table(path))), [key for key, _, _ in leaves(cls)]
+    for key in flat:
+        if key not in known:
+            raise ConfigError(f"unknown key {key!r} in {path}; {_nearest(key, sorted(known))}")
+    return _build(cls, flat)
 
 
 def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:

@@ -7,6 +7,7 @@ same command goes on after an interruption, from the last whole checkpoint, to t
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import logging
 import os
@@ -72,8 +73,8 @@ def fine_tune(settings: Settings) -> Outcome:
             raise UsageError(f"{out} exists already and was not made so; remove it or choose another output")
         shutil.rmtree(partial, ignore_errors=True)
         return _recorded(out)
-    _claim(partial, provenance)
-    with _quiet(), explained_memory(settings):
+    with _alone(partial), _quiet(), explained_memory(settings):
+        _claim(partial, provenance)
         outcome = _train(settings, partial, provenance)
     shutil.rmtree(partial, ignore_errors=True)
     return outcome
@@ -114,6 +115,19 @@ def _provenance(settings: Settings) -> Provenance:
     return Provenance(STAGE, inputs, fixed, settings.train.seed)
 
 
+@contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """Keep other processes out of ``partial``. Raises UsageError where one is at work there."""
+    partial.mkdir(parents=True, exist_ok=True)
+    with (partial / "lock").open("w") as file:
+        try:
+            # The system drops this lock when the process dies, however it dies.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another process is training in {partial}; wait for it, or stop it") from None
+        yield
+
+
 def _claim(partial: Path, provenance: Provenance) -> None:
     """Make ``partial`` the work folder of exactly this training. Raises UsageError where it holds the
     checkpoints of another."""
@@ -125,7 +139,6 @@ def _claim(partial: Path, provenance: Provenance) -> None:
             f"{partial} holds an unfinished training that was begun otherwise ({_difference(found, claim)}); "
             "remove the folder to begin anew, or choose another output"
         )
-    partial.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".writing")
     beside.write_text(json.dumps(claim, indent=1), encoding="utf-8")
     beside.replace(path)

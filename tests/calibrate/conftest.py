@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,22 +16,22 @@ from train.synthetic import wafers
 from wafervlm.render import RenderSpec
 from wafervlm.task import WAFER_DEFECTS, Task
 
-NANO = Path(__file__).resolve().parents[2] / "train" / "nano"
+WEIGHTS = Path(__file__).resolve().parents[2] / "train" / "nano" / "weights"
+IS_TRAINED = (WEIGHTS / "base").is_dir() and (WEIGHTS / "adapter").is_dir()
 
 
-def trained_nano() -> Path | None:
-    """The first folder of trained nano weights in the tree."""
-    found = sorted(path.parent for path in NANO.glob("*/model.safetensors"))
-    return found[0] if found else None
+def merged_nano() -> Checkpoint:
+    """Trained nano: its committed base and adapter, merged in float32."""
+    loaded = load_checkpoint(WEIGHTS / "base", adapter=WEIGHTS / "adapter")
+    return replace(loaded, model=loaded.model.merge_and_unload().eval())
 
 
-@pytest.fixture(scope="session")
-def nano(tiny_checkpoint: Path) -> Path:
-    """Folder of trained nano, or of the tiny random model where there is none, which is said."""
-    trained = trained_nano()
-    if trained is None:
-        warnings.warn(pytest.PytestWarning("no trained nano in train/nano: the tiny random model stands for it"))
-    return trained or tiny_checkpoint
+@pytest.fixture(
+    scope="session", params=["trained nano" if IS_TRAINED else "tiny model, nano is not trained yet"]
+)
+def nano(tiny_checkpoint: Path) -> Checkpoint:
+    """Trained nano, or the tiny random model in its place, as the test's name says. Do not change it."""
+    return merged_nano() if IS_TRAINED else load_checkpoint(tiny_checkpoint)
 
 
 @pytest.fixture

@@ -163,7 +163,7 @@ def test_bfloat16_stays_near(tiny_checkpoint: Path, tiny_task: Task, pictures: l
 def test_scoring_while_training_changes_nothing(
     tiny_checkpoint: Path, tiny_task: Task, pictures: list[RgbImage]
 ) -> None:
-    """Dropout is off while scoring and on again afterwards; bfloat16 autocast can go on to a backward pass."""
+    """Dropout is off while scoring and on again afterwards; autocast can go on to a backward pass."""
     loaded = load_checkpoint(tiny_checkpoint)
     wrapped = get_peft_model(
         loaded.model,

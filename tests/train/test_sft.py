@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -338,6 +339,11 @@ def test_what_cannot_be_begun_is_refused(tmp_path: Path, tiny_checkpoint: Path, 
         fine_tune(Settings(output="x"))
     with pytest.raises(UsageError, match="base folder .*absent does not exist"):
         fine_tune(settings_for(tmp_path / "a", tmp_path / "absent", dataset))
+    (tmp_path / "a.partial").mkdir()
+    with (tmp_path / "a.partial" / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match="another process is training"):
+            fine_tune(settings_for(tmp_path / "a", tiny_checkpoint, dataset))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ConfigError, match="one process"):
         patch.setenv("WORLD_SIZE", "2")
         fine_tune(settings_for(tmp_path / "a", tiny_checkpoint, dataset))

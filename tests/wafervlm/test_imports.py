@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pkgutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -75,13 +75,16 @@ def test_help_needs_neither_numpy_nor_a_runtime(arguments: list[str]) -> None:
 
 
 def test_help_takes_less_than_a_third_of_a_second() -> None:
-    """The best of five processes: on a busy machine the others say how busy it is."""
+    """The least of five, in time on the CPU: what a busy machine adds is not ours."""
     spent = []
     for _ in range(5):
-        started = time.perf_counter()
+        before = os.times()
         done = subprocess.run(
             [sys.executable, "-m", "wafervlm.cli", "--help"], cwd=ROOT, capture_output=True, check=True
         )
-        spent.append(time.perf_counter() - started)
+        after = os.times()
+        spent.append(
+            after.children_user + after.children_system - before.children_user - before.children_system
+        )
     assert b"predict" in done.stdout
-    assert min(spent) < 0.3, spent
+    assert 0 < min(spent) < 0.3, spent
