@@ -31,7 +31,7 @@ def scored(
     probabilities = st.calibrated(log_probs, temperature)
     correct = answer == truth
     figures = {
-        "accuracy": st.mean_by_lot(correct.astype(float), lots).to_dict(),
+        "accuracy": st.share_by_lot(correct, lots).to_dict(),
         "mean_class_recall": st.mean_class_recall(truth, answer),
         "per_class": st.per_class(truth, answer, labels),
         "confusion": st.confusion(truth, answer, len(labels)),
@@ -51,7 +51,7 @@ def compared(
     answers, parents = bundle.argmax(axis=1), reference.argmax(axis=1)
     kl = st.divergence(reference, bundle)
     return {
-        "agreement": st.mean_by_lot((answers == parents).astype(float), lots).to_dict(),
+        "agreement": st.share_by_lot(answers == parents, lots).to_dict(),
         "kl": {"mean": float(kl.mean()), "p99": float(np.quantile(kl, 0.99)), "max": float(kl.max())},
         "log_prob_distance": float(np.abs(bundle - reference).max()),
         "paired": st.paired(truth, answers, parents, lots),
@@ -67,5 +67,5 @@ def _screening(truth: st.Ints, answer: st.Ints, normal: int, lots: st.Ints) -> d
         ("none_left_alone", ~defective, answer == normal),
     ):
         if among.any():
-            found[name] = st.mean_by_lot(hit[among].astype(float), lots[among]).to_dict()
+            found[name] = st.share_by_lot(hit[among], lots[among]).to_dict()
     return found

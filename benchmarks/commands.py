@@ -61,7 +61,10 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 )
 @click.option("--quick", is_flag=True, help="Few maps and calls: a look, not a figure to report.")
 @click.option(
-    "--footprint/--no-footprint", default=True, help="Measure load time and memory of each contender."
+    "--footprint/--no-footprint",
+    default=True,
+    show_default=True,
+    help="Measure load time and memory of each contender.",
 )
 @click.option(
     "--device",
@@ -82,10 +85,12 @@ def benchmark(out: Path, margin: float, as_json: bool, **options: Any) -> None:
       wafervlm benchmark --bundle runs/bundle --reference runs/merged --maps runs/data -o runs/report
     """
     _quiet()
-    from benchmarks.stage import HTML, BenchmarkConfig, benchmark as run, summary
+    from benchmarks.config import BenchmarkConfig
+    from benchmarks.stage import HTML, benchmark as run, summary
 
     config = BenchmarkConfig(margin=margin / 100, **options).settled()
-    console.settings({**options, "out": out, "margin": margin, "device": config.device})
+    shown = {name: getattr(config, name) for name in options}
+    console.settings({**shown, "out": out, "margin": margin})
     report, made = run(config, out)
     console.say(f"wrote {out}" if made else f"{out} is complete and of these inputs already; nothing to do")
     found = {"report": str(out / HTML), **summary(report)}
@@ -125,8 +130,11 @@ def run(recipe: Path, dry_run: bool, redo: str | None, as_json: bool) -> None:
         console.next_command(f"wafervlm run {recipe}")
         return
     outcome = drive(settings, redo=redo)
-    console.result(outcome.summary, as_json)
-    console.say(f"report: {outcome.report}")
+    if not as_json:
+        for line in table(outcome.report):
+            click.echo(line)
+    console.json_line(outcome.summary)
+    console.say(f"report: {outcome.page}")
     console.next_command(f"wafervlm predict {outcome.example} --bundle {outcome.bundle} --plot answer.png")
 
 

@@ -3,15 +3,19 @@ tell apart; every bar carries its number."""
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+P = ParamSpec("P")
 
 INK, FAINT, GRID = "#212529", "#6c757d", "#dee2e6"
 COLOURS = {"base": "#999999", "reference": "#0072b2", "bundle": "#d55e00"}
@@ -37,6 +41,16 @@ _STYLE: Any = {
 }
 
 
+def _styled(draw: Callable[P, str]) -> Callable[P, str]:
+    @functools.wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> str:
+        with mpl.rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+@_styled
 def accuracy_bars(models: Mapping[str, Any]) -> str:
     """Accuracy of each model with its 95 % interval."""
     figure = _figure(7.4, 0.55 + 0.42 * len(models))
@@ -54,6 +68,7 @@ def accuracy_bars(models: Mapping[str, Any]) -> str:
     return _svg(figure, axes, "x")
 
 
+@_styled
 def recall_dots(models: Mapping[str, Any], labels: Sequence[str]) -> str:
     """Recall of each class for each model, with Wilson's 95 % interval."""
     figure = _figure(7.4, 0.8 + 0.42 * len(labels))
@@ -85,6 +100,7 @@ def recall_dots(models: Mapping[str, Any], labels: Sequence[str]) -> str:
     return _svg(figure, axes, "x")
 
 
+@_styled
 def reliability_curve(calibration: Mapping[str, Any]) -> str:
     """Accuracy against confidence by bins, and how many maps each bin has."""
     figure = _figure(4.6, 4.2)
@@ -104,6 +120,7 @@ def reliability_curve(calibration: Mapping[str, Any]) -> str:
     return _svg(figure, curve, "both")
 
 
+@_styled
 def latency_bars(latency_ms: Mapping[str, Any]) -> str:
     """Median milliseconds of each contender on a logarithmic scale, with marks at p90 and p99."""
     figure = _figure(7.4, 0.9 + 0.42 * len(latency_ms))
@@ -118,6 +135,9 @@ def latency_bars(latency_ms: Mapping[str, Any]) -> str:
     smallest = min(found["p50"] for found in latency_ms.values())
     largest = max(found["p99"] for found in latency_ms.values())
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(
         xlim=(smallest / 4, largest * 2.2),
         xlabel="milliseconds for a whole call, log scale: bar p50, marks p90 and p99",
@@ -128,8 +148,7 @@ def latency_bars(latency_ms: Mapping[str, Any]) -> str:
 
 
 def _figure(width: float, height: float) -> Figure:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     return figure
 
@@ -138,8 +157,7 @@ def _svg(figure: Figure, axes: Axes, grid: Any) -> str:
     axes.grid(axis=grid, color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     file = io.StringIO()
-    with mpl.rc_context(_STYLE):
-        figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
+    figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
     text = file.getvalue()
     # An XML prologue has no place inside a page.
     return text[text.index("<svg") :]

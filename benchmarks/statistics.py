@@ -6,7 +6,7 @@ Wafers of one lot resemble each other, so intervals resample lots, not wafers, w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,16 @@ def mean_by_lot(values: Floats, lots: Ints, seed: int = 0) -> Interval:
     means = sums[drawn].sum(axis=1) / np.maximum(counts[drawn].sum(axis=1), 1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(values.mean()), float(low), float(high), len(values), len(sums))
+
+
+def share_by_lot(hits: NDArray[np.bool_], lots: Ints, seed: int = 0) -> Interval:
+    """The share of ``hits`` (N,) with its interval over lots. Resampling cannot see what no wafer shows:
+    where all are hits, or none, the interval is Wilson's with as many trials as there are lots."""
+    found = mean_by_lot(hits.astype(np.float64), lots, seed)
+    if 0 < found.value < 1:
+        return found
+    low, high = share_interval(round(found.value * found.lots), found.lots)
+    return replace(found, low=low, high=high)
 
 
 def share_interval(hits: int, total: int) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from wafervlm.task import Task
 Inputs = dict[str, torch.Tensor]
 Kind = Literal["wafers", "images", "text"]
 _DISCS = (10, 60)
+_LONGEST_WORD = 20  # more characters than a token of prose has on average, spaces included
 
 
 def stratified(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
@@ -70,9 +71,9 @@ def generic_images(task: Task, count: int, seed: int) -> list[RgbImage]:
 
 
 def distinct_tokens(inputs: Sequence[Inputs], image_token: int) -> int:
-    """How many tokens of ``inputs`` differ in themselves or in what came before them. The text before the image
-    (``image_token`` is its id) is the same in all prompts and counts once; from the image on no two are
-    alike."""
+    """How many tokens of ``inputs`` differ in themselves or in what came before them. The text before the
+    image (``image_token`` is its id) is the same in all prompts and counts once; from the image on no two
+    are alike."""
     rows = [
         ids[mask.bool()]
         for part in inputs
@@ -101,9 +102,11 @@ def _passages(checkpoint: Checkpoint, count: int, length: int, size: int, seed: 
     """``count`` passages of ``length`` tokens from the language reference that every Python brings along."""
     rng = np.random.default_rng([seed, 9])
     prose = "\n".join(topics[name] for name in sorted(topics))
-    ids = checkpoint.tokenizer(prose, add_special_tokens=False, verbose=False)["input_ids"]
-    starts = rng.integers(0, len(ids) - length, count).tolist()
-    rows = torch.tensor([ids[start : start + length] for start in starts], device=checkpoint.device)
+    reach = length * _LONGEST_WORD
+    starts = rng.integers(0, len(prose) - reach, count).tolist()
+    texts = [prose[start : start + reach] for start in starts]
+    encoded = checkpoint.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=length)
+    rows = torch.tensor(encoded["input_ids"], device=checkpoint.device)
     return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in rows.split(size)]
 
 

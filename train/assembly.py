@@ -19,7 +19,7 @@ from train.loading import Checkpoint, load_checkpoint
 from train.samples import annotated_examples, at_most, held_out, task_examples
 from train.schedule import Schedule
 from train.scorer import tree_log_probs
-from train.speed import fast_vision
+from train.speed import fast_vision, fold_lora
 from train.trainer import AdapterTrainer, Evaluate, Watch
 from wafervlm.render import render
 from wafervlm.task import Task
@@ -40,6 +40,9 @@ def assemble(settings: Settings, partial: Path, resume: Path | None) -> tuple[Ad
     examples = _examples(settings, task)
     checkpoint = load_checkpoint(settings.model.base, dtype=_weights(settings), device=settings.model.device)
     fast_vision(checkpoint.model)
+    if settings.model.device == "cpu" and settings.model.precision == "bfloat16":
+        # As in train.speed: plain products beat the fused attention kernel in bf16 on a CPU.
+        checkpoint.model.set_attn_implementation("eager")
     turnable = [settings.data.augment and example.turns for example in examples]
     order = Order([e.label for e in examples], turnable, settings.train.seed, settings.data.balance)
     steps = total_steps(settings.train, len(examples))
@@ -59,6 +62,8 @@ def assemble(settings: Settings, partial: Path, resume: Path | None) -> tuple[Ad
         patience=settings.train.patience,
         tensorboard=partial / "tensorboard" if settings.train.tensorboard else None,
     )
+    if settings.model.device == "cpu":
+        fold_lora(trainer.model)
     return trainer, task
 
 

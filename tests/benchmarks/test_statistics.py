@@ -45,6 +45,17 @@ def test_interval_is_wider_when_wafers_of_a_lot_agree() -> None:
         st.mean_by_lot(np.zeros(0), np.zeros(0, dtype=np.int64))
 
 
+def test_a_share_of_all_is_not_certain() -> None:
+    whole = st.share_by_lot(np.ones(200, dtype=bool), np.arange(200) // 10)
+    assert (whole.value, whole.high) == (1.0, 1.0)
+    assert whole.low == pytest.approx(st.share_interval(20, 20)[0])
+    none = st.share_by_lot(np.zeros(200, dtype=bool), np.arange(200) // 10)
+    assert (none.value, none.low) == (0.0, 0.0)
+    assert none.high > 0.1
+    some = np.arange(200) % 4 == 0
+    assert st.share_by_lot(some, np.arange(200)) == st.mean_by_lot(some.astype(float), np.arange(200))
+
+
 def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     covered = 0

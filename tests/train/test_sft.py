@@ -153,6 +153,31 @@ def test_adapters_lie_where_they_should(
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (2, 6, 0.1)
 
 
+def test_recomputing_activations_changes_nothing(
+    tmp_path: Path, tiny_checkpoint: Path, dataset: Path
+) -> None:
+    lora = {"rank": 2, "vision": True}
+    for way in ("on", "off"):
+        settings = settings_for(
+            tmp_path / way, tiny_checkpoint, dataset, lora, max_steps=2, gradient_checkpointing=way
+        )
+        fine_tune(settings)
+    on, off = (load_file(tmp_path / way / "adapter_model.safetensors") for way in ("on", "off"))
+    for name in on:
+        torch.testing.assert_close(on[name], off[name], rtol=0, atol=2e-4)
+
+
+def test_bfloat16_comes_close_to_float32(tmp_path: Path, tiny_checkpoint: Path, dataset: Path) -> None:
+    losses = []
+    for precision in ("bfloat16", "float32"):
+        settings = settings_for(tmp_path / precision, tiny_checkpoint, dataset, max_steps=2)
+        fine_tune(replace(settings, model=replace(settings.model, precision=precision)))
+        losses.append([row["loss"] for row in read_log(tmp_path / precision / "log.csv") if "loss" in row])
+        names = load_file(tmp_path / precision / "adapter_model.safetensors")
+        assert {tensor.dtype for tensor in names.values()} == {torch.float32}
+    assert losses[0] == pytest.approx(losses[1], rel=0.01) and losses[0] != losses[1]
+
+
 def test_killed_at_random_moments_it_comes_to_the_same_result(
     tmp_path: Path, tiny_checkpoint: Path, dataset: Path
 ) -> None:

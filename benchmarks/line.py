@@ -1,0 +1,138 @@
+"""The whole line, from wafer maps and a base checkpoint to a bundle and its report.
+
+Every stage writes a folder of its own below <output>/<name>. A stage that finds its output complete and made
+from the same inputs and settings leaves it as it is, so that the line goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from benchmarks.line_stages import STAGES, Line, Stage
+from benchmarks.predictions import EXAMPLE
+from benchmarks.recipe import Recipe, effective
+from benchmarks.stage import HTML, REPORT
+from train.artefact import PROVENANCE
+from wafervlm import console
+from wafervlm.errors import ConfigError, UsageError
+
+SETTINGS = "recipe.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a line came to: its ``summary``, the ``report`` as values and as the page to open, and what the
+    next command needs."""
+
+    summary: dict[str, Any]
+    report: dict[str, Any]
+    page: Path
+    bundle: Path
+    example: Path
+
+
+def drive(recipe: Recipe, *, redo: str | None = None) -> Outcome:
+    """Run every stage of ``recipe`` that is not complete; ``redo`` names the first stage to make anew.
+
+    Raises what the stages raise, naming the stage, and GateError where a gate is not passed.
+    """
+    line = Line(recipe)
+    stages = line.stages()
+    _forget(stages, redo)
+    _prepare(recipe)
+    torch.set_num_threads(recipe.line.threads)
+    figures: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    for number, stage in enumerate(stages, 1):
+        console.say(f"[{number}/{len(stages)}] {stage.name}: {stage.does}")
+        begun = time.monotonic()
+        figures[stage.name] = _run(stage)
+        seconds[stage.name] = round(time.monotonic() - begun, 1)
+    console.say(f"the line took {_clock(sum(seconds.values()))}")
+    out, page = line.out("benchmark"), line.out("benchmark") / HTML
+    found = {"line": recipe.line.name, "synthetic": line.synthetic, "report": str(page), "seconds": seconds}
+    report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+    example = line.out("predict") / EXAMPLE
+    return Outcome({**found, **figures["benchmark"]}, report, page, line.out("export"), example)
+
+
+def plan(recipe: Recipe, redo: str | None = None) -> list[dict[str, str]]:
+    """What ``drive`` would do, stage by stage, without doing it."""
+    stages = Line(recipe).stages()
+    anew = _from(stages, redo)
+    return [
+        {
+            "stage": stage.name,
+            "does": stage.does,
+            "out": str(stage.out),
+            "state": "to do" if stage in anew else stage.state,
+        }
+        for stage in stages
+    ]
+
+
+def _run(stage: Stage) -> dict[str, Any]:
+    stamp, stood, begun = _stamp(stage.out), stage.out.exists(), time.monotonic()
+    try:
+        figures = stage.do()
+    except UsageError as error:
+        if not stood or isinstance(error, ConfigError):
+            raise
+        raise UsageError(
+            f"stage {stage.name}: {error}. To make it and what follows anew, run the same recipe with "
+            f"--redo {stage.name}"
+        ) from error
+    shown = ", ".join(f"{key} {_shown(value)}" for key, value in figures.items() if _is_plain(value))
+    state = "complete already" if stamp is not None and stamp == _stamp(stage.out) else "done"
+    console.say(f"    {state} in {_clock(time.monotonic() - begun)}" + (f": {shown}" if shown else ""))
+    return figures
+
+
+def _prepare(recipe: Recipe) -> None:
+    """Clear away what a killed run left half-written, and store the settings in effect."""
+    folder = recipe.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in [*folder.glob(".*.writing"), *folder.glob(".*.replaced")]:
+        process = left.name.split(".")[-2]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+    (folder / SETTINGS).write_text(json.dumps(effective(recipe), indent=1) + "\n", encoding="utf-8")
+
+
+def _stamp(out: Path) -> int | None:
+    path = out / PROVENANCE
+    return path.stat().st_mtime_ns if path.is_file() else None
+
+
+def _forget(stages: list[Stage], redo: str | None) -> None:
+    for stage in _from(stages, redo):
+        for folder in (stage.out, stage.out.with_name(stage.out.name + ".partial")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _from(stages: list[Stage], redo: str | None) -> list[Stage]:
+    if redo is None:
+        return []
+    if redo not in STAGES:
+        raise UsageError(f"there is no stage {redo!r}; the stages are {', '.join(STAGES)}")
+    return stages[STAGES.index(redo) :]
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, (int, float, str)) and value != ""
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"

@@ -1,0 +1,161 @@
+"""A recipe: the settings of a whole line, as TOML. ``wafervlm run`` reads it.
+
+The text under a field is its help. A section that a stage of its own also reads has that stage's settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from calibrate.stage import CalibrateSettings
+from train.config import DataSettings, LoraSettings, ModelSettings, TrainSettings, settings_of
+from train.merge import MergeSettings
+from wafervlm import workshop
+from wafervlm.errors import ConfigError
+
+DATA_VARIABLE = "WAFERVLM_DATA"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class LineSettings:
+    """What the line is called, where it writes, and from which base it starts."""
+
+    name: str = ""
+    """Name of the line: its stages write <output>/<name>/<stage>."""
+    output: str = "runs"
+    """Folder that lines write to."""
+    base: str = ""
+    """Folder of the base checkpoint, in the Hugging Face layout."""
+    seed: int = 0
+    """Seed of the choice of maps."""
+    threads: int = 2
+    """Threads that a CPU computes with. A second thread on a busy core makes each slower."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ConfigError(f"line.name is {self.name!r}; it must be a plain folder name")
+        if not self.base:
+            raise ConfigError("line.base is not set; name the folder of the base checkpoint")
+        if self.threads < 1:
+            raise ConfigError(f"line.threads is {self.threads}; it must be 1 or more")
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """Which wafer maps go into the dataset."""
+
+    source: str = ""
+    """LSWMD.pkl, a .npz, a folder of class folders, or synthetic. $WAFERVLM_DATA is filled in."""
+    split: str = ""
+    """Split file, or the name of a committed one; without it the source is split anew by lots."""
+    task: str = ""
+    """Task file with your classes and question; the nine of WM-811K where it is not set."""
+    protocol: Literal["corrected", "recipe"] = "corrected"
+    """corrected: no lot or map in two parts; recipe: as the Cosmos scripts do it, faults included."""
+    size: int = 0
+    """Image height and width in pixels; 0 takes the task's."""
+    train_per_class: int = 100
+    """Maps to train on, of each class; 0 takes all."""
+    tune_per_class: int = 20
+    """Maps of each class for early stopping, gates and temperature; 0 takes all."""
+    test_per_class: int = 20
+    """Maps to test on, of each class; 0 takes all."""
+    synthetic: int = 0
+    """Where the source is not there, train on so many drawn maps of each class; 0 makes it an error."""
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise ConfigError("data.source is not set; name the labelled maps, or synthetic")
+        for name in ("size", "train_per_class", "tune_per_class", "test_per_class", "synthetic"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be 0 or more")
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """The bundle."""
+
+    name: str = ""
+    """Name of the bundle; the task's where it is not set."""
+    golden: Literal["synthetic", "tune"] = "synthetic"
+    """Where golden maps come from; they are passed on with the bundle."""
+    accuracy_level: int = 4
+    """What 4-bit products compute in on a CPU: 0 float32 (exact), 4 8-bit integers."""
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """The benchmark."""
+
+    maps: str = ""
+    """Labelled maps to judge on; the dataset's test part where it is not set. $WAFERVLM_DATA is filled in."""
+    natural: str = ""
+    """Labelled maps in their natural mix, for screening, calibration and agreement."""
+    natural_split: str = ""
+    """Split file, or the name of a committed one, whose test part is taken of the natural maps."""
+    latency_maps: int = 200
+    """Calls timed of each contender."""
+    generate_maps: int = 20
+    """Calls timed of generate, which is slow."""
+    margin: float = 1.0
+    """Points of accuracy that may be lost and still be called not worse."""
+    quick: bool = False
+    """Few maps and calls: a look, not a figure to report."""
+    footprint: bool = True
+    """Measure load time and memory of each contender in a fresh process."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings of a line."""
+
+    line: LineSettings = field(default_factory=LineSettings)
+    data: SourceSettings = field(default_factory=SourceSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    examples: DataSettings = field(default_factory=DataSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    merge: MergeSettings = field(default_factory=MergeSettings)
+    calibrate: CalibrateSettings = field(default_factory=CalibrateSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)
+    benchmark: JudgeSettings = field(default_factory=JudgeSettings)
+
+    def __post_init__(self) -> None:
+        for key, value in (("model.base", self.model.base), ("examples.dataset", self.examples.dataset)):
+            if value:
+                raise ConfigError(f"{key} is set; in a recipe line.base and data.source say it")
+
+    @property
+    def folder(self) -> Path:
+        """Where the stages write."""
+        return Path(self.line.output) / self.line.name
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe. Raises ConfigError for an unknown key, with the nearest known one, and wrong values."""
+    return settings_of(Recipe, path)
+
+
+def effective(recipe: Recipe) -> dict[str, Any]:
+    """The settings as plain nested values, to be printed and stored."""
+    return dataclasses.asdict(recipe)
+
+
+def expand(text: str) -> Path:
+    """``text`` as a path with environment variables filled in; $WAFERVLM_DATA is shared/data beside the
+    checkout where it is not set. Raises ConfigError for any other variable that is not set."""
+    values = {DATA_VARIABLE: str(workshop.ROOT.parent / "shared" / "data"), **os.environ}
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in values:
+            raise ConfigError(f"{text!r} names the environment variable {name}, which is not set")
+        return values[name]
+
+    return Path(re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, text)).expanduser()
