@@ -41,6 +41,8 @@ def measure(config: BenchmarkConfig) -> tuple[dict[str, Any], dict[str, Any], di
     machine = describe_machine(config.threads)
     with load(config.bundle, threads=config.threads) as model:
         task, manifest, digest = model.task, model.manifest, model.digest
+        if config.full_precision is not None:
+            _check_static(config.full_precision, task)
         sets = _sets(config, task)
         ours = {name: scores.bundle_log_probs(model, samples) for name, samples in sets.items()}
     checkpoint = scores.open_checkpoint(config.reference, config.device)
@@ -164,7 +166,6 @@ def _latency(config: BenchmarkConfig, task: Task, samples: list[Sample]) -> dict
         if config.full_precision is None:
             with _uncalibrated():
                 export(ExportConfig(config.reference, task, name="full-precision"), static)
-        _check_static(static, task)
         found = measure_latency(config.bundle, static, config.reference, task, wafers, settings)
         bundle = open_bundle(config.bundle).path
         targets = {BUNDLE: bundle, STATIC: static, ONE_FORWARD: config.reference, GENERATE: config.reference}

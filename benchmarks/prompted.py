@@ -64,7 +64,7 @@ class Generate(Prompted):
         self.about = f"transformers, generate to the end of the turn, {_precision(checkpoint)}"
 
     def __call__(self, path: Path) -> Answer:
-        return timed(path, self._task, lambda image: self._label(self.text(image)))
+        return timed(path, self._task, lambda image: self.label_in(self.text(image)))
 
     @torch.inference_mode()
     def text(self, image: RgbImage) -> str:
@@ -80,7 +80,8 @@ class Generate(Prompted):
         text: str = tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return text.strip()
 
-    def _label(self, text: str) -> str:
+    def label_in(self, text: str) -> str:
+        """The label that an answer names, "" where it names none of the task."""
         return next((label for label in self._task.labels if self._task.answer(label).strip() == text), "")
 
 

@@ -75,9 +75,8 @@ def _provenance(config: BenchmarkConfig) -> Provenance:
         if not path.exists():
             raise UsageError(f"{name} {path} does not exist; check the path")
         inputs[name] = folder_digest(path)
-    return Provenance(
-        "benchmark", inputs, {**config.without_paths(), "synthetic": str(config.maps) == X
-    )
+    settings = {**config.without_paths(), "synthetic": str(config.maps) == SYNTHETIC}
+    return Provenance("benchmark", inputs, settings)
 
 
 def _headline(report: dict[str, Any]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def share_by_lot(hits: NDArray[np.bool_], lots: Ints, seed: int = 0) -> Interval
     if 0 < found.value < 1:
         return found
     low, high = share_interval(round(found.value * found.lots), found.lots)
-    return replace(found, low=low, high=high)
+    return replace(found, low=low, high=1.0) if found.value else replace(found, low=0.0, high=high)
 
 
 def share_interval(hits: int, total: int) -> tuple[float, float]:

@@ -27,6 +27,7 @@ KINDS: dict[Kind, str] = {
     "text": "GPTQ on text only",
 }
 NEAREST = "round to nearest"
+_OURS, _OTHERS = "#20908c", "#909090"
 
 
 @dataclass(frozen=True)
@@ -81,21 +82,29 @@ def markdown(rows: Sequence[Row], maps: int) -> str:
 
 
 def draw_rows(rows: Sequence[Row], path: Path) -> None:
-    """Bars of the KL divergence of every quantized row, on a logarithmic scale, as a PNG."""
+    """The KL divergence of every quantized row, on a logarithmic scale, as a PNG."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     shown = [row for row in rows if row.kl > 0]
-    figure = Figure(figsize=(7, 0.5 + 0.4 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(8, 1 + 0.35 * len(shown)), layout="constrained")
     axes = figure.subplots()
-    colours = ["#20908c" if row.method == KINDS["wafers"] else "#b0b0b0" for row in shown]
-    bars = axes.barh(
-        [f"{row.method}, {row.bits} bit" for row in shown], [row.kl for row in shown], color=colours
-    )
-    axes.bar_label(bars, [f"{row.kl:.2g}, {row.label_agreement:.1%} agree" for row in shown], padding=3)
+    for place, row in enumerate(shown):
+        colour = _OURS if row.method == KINDS["wafers"] else _OTHERS
+        axes.plot(row.kl, place, "o", color=colour, markersize=8)
+        text = f"{row.kl:.2g}, {row.label_agreement:.1%} of labels agree"
+        axes.annotate(text, (row.kl, place), (9, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(shown)), [f"{row.method}, {row.bits} bit" for row in shown])
+    axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xscale("log")
-    axes.margins(x=0.35)
-    axes.invert_yaxis()
-    axes.set_xlabel("KL divergence of the label distribution from full precision, nats")
+    if shown:
+        # A third of the width is kept free for the text of the last point.
+        least, most = min(row.kl for row in shown), max(row.kl for row in shown)
+        axes.set_xlim(least / 1.5, most * 1.5 * (most / least * 10) ** 0.5)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="x", color="#e0e0e0")
+    axes.set_axisbelow(True)
+    axes.set_xlabel("KL divergence of the label distribution from full precision, nats (less is better)")
     figure.savefig(path, dpi=120)
 
 

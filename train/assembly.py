@@ -47,11 +47,12 @@ def assemble(settings: Settings, partial: Path, resume: Path | None) -> tuple[Ad
     order = Order([e.label for e in examples], turnable, settings.train.seed, settings.data.balance)
     steps = total_steps(settings.train, len(examples))
     schedule = _schedule(settings.train, steps, watch.elapsed)
+    collator = Collator(checkpoint, task, examples, order, settings.model.max_length)
     trainer = AdapterTrainer(
         model=checkpoint.model,
         args=_arguments(settings, partial, steps),
-        peft_config=lora_config(settings, checkpoint),
-        data_collator=Collator(checkpoint, task, examples, order, settings.model.max_length),
+        peft_config=lora_config(settings, checkpoint, collator.answer_tokens()),
+        data_collator=collator,
         positions=steps * settings.train.batch * settings.train.accumulate,
         processing_class=checkpoint.tokenizer,
         schedule=schedule,
@@ -118,7 +119,7 @@ def _schedule(train: TrainSettings, steps: int, elapsed: float) -> Schedule:
     return Schedule(steps, train.warmup, train.evaluations, 60 * train.time_limit_minutes, elapsed)
 
 
-def lora_config(settings: Settings, checkpoint: Checkpoint) -> LoraConfig:
+def lora_config(settings: Settings, checkpoint: Checkpoint, answer_tokens: list[int]) -> LoraConfig:
     """The adapter of ``settings`` for the family of ``checkpoint``."""
     lora, family = settings.lora, checkpoint.family
     modules = f"({family.text_modules})|({family.vision_modules})" if lora.vision else family.text_modules
@@ -127,6 +128,7 @@ def lora_config(settings: Settings, checkpoint: Checkpoint) -> LoraConfig:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=modules,
+        trainable_token_indices={"embed_tokens": answer_tokens} if lora.tokens else None,
         bias="none",
         task_type="CAUSAL_LM",
     )

@@ -115,6 +115,11 @@ class Collator:
         ]
         return {**self._text(turns), **self._pixels(images)}
 
+    def answer_tokens(self) -> list[int]:
+        """Ids, ascending, of the tokens that occur in an answer."""
+        turns = (self._write(example.question, example.answer) for example in self._examples)
+        return sorted({token for ids, opening in turns for token in ids[opening:]})
+
     def _text(self, turns: Sequence[tuple[tuple[int, ...], int]]) -> Batch:
         shape = len(turns), max(len(ids) for ids, _ in turns)
         ids, mask = torch.full(shape, self._pad), torch.zeros(shape, dtype=torch.long)

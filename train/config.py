@@ -86,6 +86,9 @@ class LoraSettings:
     vision: bool = False
     """Adapt the vision tower and the merger too, not the language model alone."""
 
+    tokens: bool = False
+    """Train the embeddings of the answers' tokens too: for a base that has never written such words."""
+
     def __post_init__(self) -> None:
         _require(self.rank >= 1, "lora.rank", self.rank, "1 or more")
         _require(self.alpha > 0, "lora.alpha", self.alpha, "above 0")

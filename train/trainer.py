@@ -15,12 +15,14 @@ import torch
 from datasets import Dataset as Table
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
+from train.batches import IGNORED, Batch
 from train.checkpoints import writing_checkpoint
 from train.progress import Progress
 from train.schedule import Schedule
@@ -125,6 +127,28 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
             self.args, self.state, self.control, found
         )
         return found
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Mean negative log-probability of the answers' tokens.
+
+        The parent class scores every position with the output head's own weight: that costs more, and
+        passes over an adapter on the embeddings that the head is tied to.
+        """
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        learned = labels != IGNORED
+        first = int(learned.any(dim=0).int().argmax())
+        kept = labels.shape[1] - first + 1
+        logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits[:, :-1]
+        loss = F.cross_entropy(
+            logits.flatten(0, 1).float(),
+            labels[:, first:].flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+        )
+        return loss / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
 
     def stop(self, why: str) -> None:
         """End the training after this step."""

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from train.assembly import figures, total_steps
+from train.assembly import assemble, figures, total_steps
 from train.build import BuildConfig, build_dataset
 from train.config import Settings, TrainSettings, settings_from, to_dict
 from train.curves import read_log
@@ -25,6 +25,7 @@ from train.loading import load_checkpoint
 from train.samples import annotated_examples, at_most, held_out
 from train.scorer import label_log_probs
 from train.sft import Outcome, explained_memory, fine_tune, settled
+from train.trainer import AdapterTrainer
 from wafervlm.errors import ConfigError, DatasetError, ResourceError, SetupError, UsageError
 from wafervlm.render import render
 from wafervlm.task import Task
@@ -69,7 +70,7 @@ def trained(
         out,
         tiny_checkpoint,
         dataset,
-        {"rank": 8, "vision": True},
+        {"rank": 8, "vision": True, "tokens": True},
         max_steps=30,
         learning_rate=1e-2,
         evaluations=3,
@@ -153,6 +154,47 @@ def test_adapters_lie_where_they_should(
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (2, 6, 0.1)
 
 
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_loss_is_the_parent_classs(
+    tmp_path: Path, tiny_checkpoint: Path, dataset: Path, accumulate: int
+) -> None:
+    settings = settled(settings_for(tmp_path / "a", tiny_checkpoint, dataset, accumulate=accumulate))
+    trainer, _ = assemble(settings, tmp_path / "a.partial", None)
+    batch = trainer.data_collator([{"position": k} for k in range(9)])
+    gradients = []
+    for loss_of in (trainer.compute_loss, super(AdapterTrainer, trainer).compute_loss):
+        loss = loss_of(trainer.model, dict(batch), num_items_in_batch=torch.tensor(50))
+        loss.backward()
+        names = [(n, p.grad.clone()) for n, p in trainer.model.named_parameters() if p.requires_grad]
+        gradients.append({**dict(names), "loss": loss.detach()})
+        trainer.model.zero_grad()
+    for name in gradients[0]:
+        torch.testing.assert_close(gradients[0][name], gradients[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_embeddings_of_the_answers_can_be_trained(
+    tmp_path: Path, tiny_checkpoint: Path, dataset: Path
+) -> None:
+    losses = []
+    for tokens in (False, True):
+        out = tmp_path / str(tokens)
+        settings = settings_for(
+            out, tiny_checkpoint, dataset, {"rank": 4, "tokens": tokens}, max_steps=12, learning_rate=1e-2
+        )
+        fine_tune(settings)
+        losses.append([row["loss"] for row in read_log(out / "log.csv") if "loss" in row][-1])
+        names = load_file(out / "adapter_model.safetensors")
+        assert any("trainable_tokens" in name for name in names) is tokens
+    assert losses[1] < losses[0] - 0.3
+    task = dataset_task(dataset)
+    images = [render(sample.wafer, task.render) for sample in read_split(dataset, "tune")]
+    adapted = load_checkpoint(tiny_checkpoint, adapter=tmp_path / "True")
+    before = label_log_probs(adapted, task, images)
+    merged = replace(adapted, model=adapted.model.merge_and_unload())
+    assert merged.model.lm_head.weight is merged.model.model.language_model.embed_tokens.weight
+    np.testing.assert_allclose(label_log_probs(merged, task, images), before, atol=1e-4)
+
+
 def test_recomputing_activations_changes_nothing(
     tmp_path: Path, tiny_checkpoint: Path, dataset: Path
 ) -> None:
@@ -186,7 +228,7 @@ def test_killed_at_random_moments_it_comes_to_the_same_result(
         tmp_path / "whole",
         tiny_checkpoint,
         dataset,
-        {"rank": 4, "dropout": 0.2, "vision": True},
+        {"rank": 4, "dropout": 0.2, "vision": True, "tokens": True},
         max_steps=10,
         accumulate=2,
         batch=5,

@@ -34,7 +34,7 @@ from train.artefact import (
     writing,
 )
 from train.nano.config import NANO, build_model_folder, describe, save_processor_files, train_tokenizer
-from train.nano.corpus import segments, tokenizer_texts, turns
+from train.nano.corpus import letter_pieces, repeated_words, segments, tokenizer_texts, turns
 from train.patches import patchify
 from train.progress import Progress
 from train.sources.npz import read_npz
@@ -52,9 +52,11 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class BaseSettings:
-    """How the base is trained."""
+    """How the base is trained: ``steps`` on questions about dies, then ``word_steps`` in which one of the
+    questions is to repeat words, beginning at half the learning rate."""
 
     steps: int = 4000
+    word_steps: int = 700
     batch: int = 32
     questions: int = 3
     synthetic: float = 0.3
@@ -64,6 +66,11 @@ class BaseSettings:
     decay: float = 0.3
     save_every: int = 250
     seed: int = 11
+
+    @property
+    def total(self) -> int:
+        """Steps of both parts."""
+        return self.steps + self.word_steps
 
 
 class Conversations(IterableDataset[Batch]):
@@ -79,18 +86,20 @@ class Conversations(IterableDataset[Batch]):
     ) -> None:
         self.pool, self.weights, self.tokenizer = pool, weights, tokenizer
         self.settings, self.first = settings, first
+        self.pieces = letter_pieces(tokenizer)
         self.image_tokens = (NANO.image // NANO.patch // 2) ** 2
 
     def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
-        for step in range(self.first, self.settings.steps):
-            yield self.batch(np.random.default_rng([self.settings.seed, step]))
+        for step in range(self.first, self.settings.total):
+            yield self.batch(np.random.default_rng([self.settings.seed, step]), step >= self.settings.steps)
 
-    def batch(self, rng: np.random.Generator) -> Batch:
-        """One batch: token ids (B, T), mask, labels and token types alike, pixel values, image grid."""
+    def batch(self, rng: np.random.Generator, words: bool) -> Batch:
+        """One batch, with ``words`` to repeat or not: token ids (B, T), mask, labels and token types alike,
+        pixel values, image grid."""
         count = self.settings.batch
         grids = [self._wafer(rng) for _ in range(count)]
-        rows = [self._tokens(grid, rng) for grid in grids]
+        rows = [self._tokens(grid, rng, words) for grid in grids]
         length = max(len(ids) for ids, _ in rows)
         ids = torch.full((count, length), self.tokenizer.pad_token_id)
         labels = torch.full((count, length), IGNORED)
@@ -116,8 +125,10 @@ class Conversations(IterableDataset[Batch]):
         grid = self.pool[int(rng.choice(len(self.pool), p=self.weights))]
         return transform(grid, int(rng.integers(8)))
 
-    def _tokens(self, grid: DieGrid, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    def _tokens(self, grid: DieGrid, rng: np.random.Generator, words: bool) -> tuple[list[int], list[int]]:
         conversation = turns(grid, rng, self.settings.questions)
+        if words:
+            conversation[int(rng.integers(len(conversation)))] = repeated_words(self.pieces, rng)
         ids: list[int] = []
         labels: list[int] = []
         for text, learned in segments(conversation, self.image_tokens, bool(rng.integers(2))):
@@ -135,7 +146,11 @@ def interest(pool: list[DieGrid]) -> NDArray[np.float64]:
 
 
 def learning_rate(step: int, settings: BaseSettings) -> float:
-    """Linear warm-up, constant, then linear to zero over the last ``decay`` of the steps."""
+    """Linear warm-up, constant, then linear to zero over the last ``decay`` of the steps; then again from
+    half the rate to zero while words are repeated."""
+    if step >= settings.steps:
+        done = step - settings.steps
+        return settings.learning_rate * min((done + 1) / 100, 1 - done / settings.word_steps) / 2
     left = (settings.steps - step) / (settings.decay * settings.steps)
     return settings.learning_rate * min((step + 1) / settings.warmup, 1.0, max(left, 0.0))
 
@@ -203,7 +218,7 @@ def _loop(
     begun = time.monotonic()
     model.train()
     loader = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4))
-    with Progress("base", settings.steps, done=first) as progress:
+    with Progress("base", settings.total, done=first) as progress:
         for step, batch in enumerate(loader, start=first):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, settings)
@@ -215,7 +230,7 @@ def _loop(
             optimizer.zero_grad(set_to_none=True)
             losses.append(loss.item())
             progress.advance(note=f"loss {np.mean(losses[-50:]):.3f}")
-            if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
+            if (step + 1) % settings.save_every == 0 or step + 1 == settings.total:
                 _save(model, data.tokenizer, optimizer, partial, step + 1)
                 _log(
                     partial,

@@ -1,13 +1,18 @@
 """What nano's base is taught: questions about the dies, answered by measuring them.
 
 No class of defect is named, and no answer depends on one: the base learns to see where dies fail, how
-many, and in what shapes. ``QUESTIONS`` is the complete list of templates.
+many, and in what shapes. ``QUESTIONS`` is the complete list of templates about dies.
+
+The last part of the training also asks to repeat made-up words, alone or in the published recipe's
+sentence. Adapters do not train the embeddings; without it, the tokens that spell a user's classes would be
+as they were drawn, all pushed the same way, and hard to tell apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +20,12 @@ from numpy.typing import NDArray
 from train.nano.config import END_OF_TURN, IMAGE_PAD, TURN, VISION_END, VISION_START
 from train.synthetic import scene
 from wafervlm.geometry import Cluster, Geometry, measure
-from wafervlm.task import RECIPE_CONTEXT, RECIPE_QUESTION
+from wafervlm.task import RECIPE_CONTEXT, RECIPE_QUESTION, WAFER_DEFECTS
 from wafervlm.wafermap import DieGrid
+
+CLASS_NAMES = frozenset(
+    part for label in WAFER_DEFECTS.labels for part in (label.casefold(), *label.casefold().split("-"))
+)
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,25 @@ def turns(dies: DieGrid, rng: np.random.Generator, count: int) -> list[Turn]:
     chosen = rng.choice(len(names), size=count, replace=False, p=weights / weights.sum())
     asked = [QUESTIONS[names[i]] for i in chosen]
     return [Turn(q.wordings[int(rng.integers(len(q.wordings)))], q.answer(found)) for q in asked]
+
+
+def repeated_words(pieces: Sequence[str], rng: np.random.Generator) -> Turn:
+    """A request to repeat made-up words joined from ``pieces``, and its answer. None is a class's name."""
+    words: list[str] = []
+    while len(words) < int(rng.integers(1, 4)):
+        word = "".join(rng.choice(pieces, size=int(rng.integers(1, 4))))
+        if word.casefold() not in CLASS_NAMES:
+            words.append(word)
+    text = " ".join(words)
+    if rng.random() < 0.4:
+        text = f"{WAFER_DEFECTS.answer_prefix} {text}{WAFER_DEFECTS.answer_suffix}"
+    return Turn(f"Repeat: {text}", text)
+
+
+def letter_pieces(tokenizer: Any) -> list[str]:
+    """The letters of every token of ``tokenizer`` that has only ASCII letters and hyphens, spaces aside."""
+    texts = {tokenizer.decode([index]).strip() for index in range(len(tokenizer))}
+    return sorted(text for text in texts if text.isascii() and text.replace("-", "a").isalpha())
 
 
 def segments(asked: list[Turn], image_tokens: int, image_first: bool) -> Iterator[tuple[str, bool]]:

@@ -14,7 +14,7 @@ import train.nano.base as base
 from train.nano.config import TINY
 from train.nano.corpus import tokenizer_texts
 
-SETTINGS = replace(base.BaseSettings(), steps=6, batch=2, save_every=2, warmup=2, questions=2)
+SETTINGS = replace(base.BaseSettings(), steps=4, word_steps=2, batch=2, save_every=2, warmup=2, questions=2)
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +30,10 @@ def test_schedule_rises_stays_and_falls() -> None:
     assert rates[100] == rates[699] == settings.learning_rate
     assert rates[-1] < 1e-5
     assert rates[850] == pytest.approx(settings.learning_rate / 2)
+    words = [base.learning_rate(step, settings) for step in range(1000, settings.total)]
+    assert max(words) < settings.learning_rate / 2
+    assert words[0] > 0
+    assert words[-1] < 1e-6
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
-from train.nano.corpus import QUESTIONS, WEIGHTS, segments, turns
+from train.nano.corpus import CLASS_NAMES, QUESTIONS, WEIGHTS, letter_pieces, repeated_words, segments, turns
 from train.synthetic import scene
 from wafervlm.geometry import measure
 from wafervlm.task import WAFER_DEFECTS
@@ -51,3 +53,15 @@ def test_only_answers_are_learned(image_first: bool) -> None:
     assert given.count("<|image_pad|>") == 4
     before = given.index("<|image_pad|>") < given.index(asked[0].question)
     assert before == image_first
+
+
+def test_words_to_repeat_use_all_letters_and_no_class_name(tiny_checkpoint: Path) -> None:
+    pieces = letter_pieces(PreTrainedTokenizerFast.from_pretrained(tiny_checkpoint))
+    rng = np.random.default_rng(2)
+    asked = [repeated_words(pieces, rng) for _ in range(2000)]
+    assert all(turn.question == f"Repeat: {turn.answer}" for turn in asked)
+    frame = {"the", "wafer", "map", "image", "indicates", "presence", "of", "defect."}
+    words = {word for turn in asked for word in turn.answer.split() if word.lower() not in frame}
+    assert not {word.casefold() for word in words} & CLASS_NAMES
+    assert set("abcdefghijklmnopqrstuvwxyz") <= set("".join(words))
+    assert any("indicates the presence of" in turn.answer for turn in asked)
