@@ -68,7 +68,7 @@ def tiny_task() -> Task:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a random-weight Qwen3-VL of 0.3 M parameters with tokenizer and processor. Do not write to it."""
+    """Folder of a random-weight Qwen3-VL of 0.3 M parameters, with its processor. Do not write to it."""
     from train.nano.config import TINY, build_model_folder, train_tokenizer
     from train.nano.corpus import tokenizer_texts
 

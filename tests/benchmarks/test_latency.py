@@ -46,7 +46,7 @@ def test_each_is_timed_on_every_map_once_in_order() -> None:
 
 
 def test_noise_hits_all_alike() -> None:
-    """A machine that slows down halfway: the ratio of the two stays what it is."""
+    """A machine that slows down on the way slows about as many calls of each."""
     begun = time.perf_counter()
 
     class Slowed(Sleeper):
@@ -56,8 +56,9 @@ def test_noise_hits_all_alike() -> None:
             return super().__call__(path)
 
     found = race({"one": Slowed(0.001), "two": Slowed(0.001)}, paths(100), {"one": 100, "two": 100})
-    means = [np.mean(times) for times in found.milliseconds.values()]
-    assert means[0] == pytest.approx(means[1], rel=0.35)
+    slowed = [sum(spent > 4.5 for spent in times) for times in found.milliseconds.values()]
+    assert min(slowed) > 10
+    assert abs(slowed[0] - slowed[1]) < 30
 
 
 @pytest.mark.parametrize(("count", "calls"), [(0, 1), (3, 4), (3, 0)])

@@ -154,11 +154,8 @@ def test_adapters_lie_where_they_should(
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (2, 6, 0.1)
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_the_loss_is_the_parent_classs(
-    tmp_path: Path, tiny_checkpoint: Path, dataset: Path, accumulate: int
-) -> None:
-    settings = settled(settings_for(tmp_path / "a", tiny_checkpoint, dataset, accumulate=accumulate))
+def test_the_loss_is_the_parent_classs(tmp_path: Path, tiny_checkpoint: Path, dataset: Path) -> None:
+    settings = settled(settings_for(tmp_path / "a", tiny_checkpoint, dataset))
     trainer, _ = assemble(settings, tmp_path / "a.partial", None)
     batch = trainer.data_collator([{"position": k} for k in range(9)])
     gradients = []

@@ -173,6 +173,7 @@ def train_base(pool_file: Path | None, out: Path, settings: BaseSettings) -> Non
         save_processor_files(folder, NANO, tokenizer)
         (folder / "log.csv").write_bytes((partial / "log.csv").read_bytes())
         write_provenance(folder, provenance)
+    draw_curve(out / "log.csv", out.with_name(f"{out.name}-curve.png"))
 
 
 def _pool(path: Path) -> list[DieGrid]:
@@ -258,6 +259,24 @@ def _log(partial: Path, step: int, loss: float, seconds: float) -> None:
         if new:
             writer.writerow(["step", "loss", "seconds"])
         writer.writerow([step, f"{loss:.5f}", f"{seconds:.0f}"])
+
+
+def draw_curve(log: Path, picture: Path) -> None:
+    """Draw the loss over the steps that the table ``log`` holds, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with log.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot(
+        [int(row["step"]) for row in rows], [float(row["loss"]) for row in rows], marker=".", color="#20908c"
+    )
+    axes.set(title="nano's base", xlabel="step", ylabel="loss, answer tokens", yscale="log")
+    axes.grid(alpha=0.3)
+    figure.savefig(picture, dpi=120)
 
 
 @click.command()

@@ -54,6 +54,7 @@ def test_interrupted_training_comes_to_the_same_weights(tmp_path: Path) -> None:
     base.train_base(None, tmp_path / "parts", SETTINGS)
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
+    assert (tmp_path / "whole-curve.png").read_bytes().startswith(b"\x89PNG")
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor, rtol=0, atol=1e-6)
 
