@@ -112,7 +112,8 @@ def reliability_curve(calibration: Mapping[str, Any]) -> str:
         confidence, [100 * one["accuracy"] for one in bins], "o-", color=COLOURS["bundle"], markersize=4
     )
     curve.set(xlim=(0, 101), ylim=(0, 103), ylabel="right, %")
-    curve.text(3, 95, f"expected calibration error {100 * calibration['ece']:.1f} %")
+    note = f"expected calibration error {100 * calibration['ece']:.1f} %"
+    curve.text(99, 3, note, ha="right", color=FAINT)
     counts.bar(confidence, [one["count"] for one in bins], 4, color=COLOURS["bundle"])
     counts.set(xlabel="confidence, %", ylabel="maps")
     counts.grid(axis="y", color=GRID, linewidth=0.6)
