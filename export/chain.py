@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from graphlib import TopologicalSorter
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -40,7 +41,12 @@ def collect_chain(checkpoint: Path, others: Iterable[Path] = ()) -> tuple[dict[s
         if wanted:
             known = _folders_by_digest(checkpoint) if known is None else known
             waiting += [known[value] for value in wanted if value in known]
-    return tuple(sorted(records.values(), key=lambda record: str(record.get("created", ""))))
+    # By what is made from what: two stages may end within one second.
+    oldest_first = sorted(records, key=lambda digest: str(records[digest].get("created", "")))
+    order = TopologicalSorter(
+        {digest: set(records[digest].get("inputs", {}).values()) & records.keys() for digest in oldest_first}
+    )
+    return tuple(records[digest] for digest in order.static_order())
 
 
 def citations_of(records: Iterable[Mapping[str, Any]], wm811k: bool | None) -> tuple[str, ...]:
