@@ -42,7 +42,7 @@ class Outcome:
 def drive(recipe: Recipe, *, redo: str | None = None) -> Outcome:
     """Run every stage of ``recipe`` that is not complete; ``redo`` names the first stage to make anew.
 
-    Raises what the stages raise, naming the stage, and GateError where a gate is not passed.
+    Raises what the stages raise, and UsageError, saying what to do, where an output was made otherwise.
     """
     line = Line(recipe)
     stages = line.stages()

@@ -20,6 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from wafervlm.errors import ManifestError, ResourceError, UsageError
 
 PROVENANCE = "provenance.json"
@@ -50,7 +52,7 @@ def writing(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise UsageError(f"{out} exists already; remove it or choose another output folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.parent / f".{out.name}.{os.getpid()}.writing"
-    shutil.rmtree(work, ignore_errors=True)
+    _sweep(out)
     work.mkdir()
     try:
         yield work
@@ -121,6 +123,14 @@ def folder_digest(path: Path) -> str:
         name = file_path.relative_to(path).as_posix()
         whole.update(f"{name}\0{folder_digest(file_path)}\n".encode())
     return whole.hexdigest()
+
+
+def _sweep(out: Path) -> None:
+    """Remove what writers of ``out`` left behind that were killed: their process is gone."""
+    for left in out.parent.glob(f".{out.name}.*.writing"):
+        owner = left.name.removesuffix(".writing").rpartition(".")[2]
+        if owner.isdigit() and (int(owner) == os.getpid() or not psutil.pid_exists(int(owner))):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,17 @@ def test_keyboard_interrupt_leaves_nothing(tmp_path: Path) -> None:
         (folder / "a.txt").write_text("half")
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_writer_left_is_swept_and_what_another_writes_is_not(tmp_path: Path) -> None:
+    dead, alive = tmp_path / ".artefact.4194303.writing", tmp_path / f".artefact.{os.getppid()}.writing"
+    for folder in (dead, alive):
+        folder.mkdir()
+        (folder / "half").write_text("x")
+    with writing(tmp_path / "artefact"):
+        pass
+    assert not dead.exists()
+    assert alive.exists()
 
 
 def test_digest_sees_names_and_contents(tmp_path: Path) -> None:
