@@ -71,7 +71,8 @@ def rebuild(source: Path, work: Path, out: Path, recipe: NanoRecipe) -> None:
         source, train=recipe.maps, tune=recipe.maps, test=1, task=recipe.task, split=recipe.split
     )
     build_dataset(chosen, data)
-    merge(recipe.weights / "base", recipe.weights / "adapter", data, work / "merged", MergeSettings("float16"))
+    base, adapter = recipe.weights / "base", recipe.weights / "adapter"
+    merge(base, adapter, data, work / "merged", MergeSettings("float16"))
     settings = CalibrateSettings(
         scheme=Scheme(group=recipe.group), maps=recipe.maps * len(recipe.task.labels)
     )
