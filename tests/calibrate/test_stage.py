@@ -234,7 +234,7 @@ def test_trained_nano_keeps_its_answers(wm811k: Path, tmp_path: Path) -> None:
     data, merged = tmp_path / "data", tmp_path / "merged"
     chosen = BuildConfig(wm811k / "train.npz", train=20, tune=20, test=1, size=(NANO.image, NANO.image))
     build_dataset(chosen, data)
-    merge(WEIGHTS / "base", WEIGHTS / "adapter", data, merged, MergeSettings())
+    merge(WEIGHTS / "base", WEIGHTS / "adapter", data, merged, MergeSettings("float16"))
     figures = calibrate(merged, data, tmp_path / "gptq", replace(SETTINGS, maps=90, check_maps=180))
     assert figures["label_agreement"] >= 0.98
     assert figures["kl"] <= figures["kl_nearest"] / 8

@@ -178,7 +178,7 @@ def test_recipe_protocol(source: Path, tmp_path: Path) -> None:
     assert len(entries) == 4 * 80
     assert all((out / "train" / entry["image"]).is_file() for entry in entries)
     assert len(read_split(out, "test")) == 32
-    assert len(annotated_examples(out)) == 4 * 80
+    assert len(annotated_examples(out, read_split(out, "train"), range(80))) == 4 * 80
     with pytest.raises(DatasetError, match="no part 'tune'; it has train, test"):
         read_split(out, "tune")
 
