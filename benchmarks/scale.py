@@ -74,8 +74,10 @@ def measure(folder: Path, shape: Shape, settings: LatencySettings, group: int = 
     figures = measure_latency(
         folder / "gptq-bundle", folder / "full-bundle", full, task, wafers(labels, seed=5), settings
     )
+    # Above 2 GB the weights lie beside the graph.
     sizes = {
-        name: (folder / f"{name}-bundle" / "model.onnx").stat().st_size / 1e6 for name in ("full", "gptq")
+        name: sum(f.stat().st_size for f in (folder / f"{name}-bundle").glob("model.onnx*")) / 1e6
+        for name in ("full", "gptq")
     }
     parameters = sum(p.numel() for p in load_checkpoint(full).model.parameters())
     return {
