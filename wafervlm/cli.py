@@ -121,9 +121,6 @@ def main(args: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except Exception as error:
-        if any(isinstance(link, KeyboardInterrupt) for link in _chain(error)):
-            say("stopped")
-            return 130
         known = explain(error)
         if known is None:
             raise

@@ -50,7 +50,5 @@ def decoding(path: Path, what: str, error: type[InputError] = FileFormatError) -
     except (WaferVLMError, MemoryError):
         raise
     except Exception as reason:
-        if isinstance(reason.__cause__ or reason.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None  # compiled code may wrap an interruption
         text = " ".join(str(reason).split()) or type(reason).__name__
         raise error(f"{path} is not a readable {what}: {text[:200]}; write or copy it again") from reason
