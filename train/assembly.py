@@ -43,11 +43,12 @@ def assemble(settings: Settings, partial: Path, resume: Path | None) -> tuple[Ad
     if settings.model.device == "cpu" and settings.model.precision == "bfloat16":
         # As in train.speed: plain products beat the fused attention kernel in bf16 on a CPU.
         checkpoint.model.set_attn_implementation("eager")
-    turnable = [settings.data.augment and example.turns for example in examples]
+    turnable = [settings.data.augment != "none" and example.turns for example in examples]
     order = Order([e.label for e in examples], turnable, settings.train.seed, settings.data.balance)
     steps = total_steps(settings.train, len(examples))
     schedule = _schedule(settings.train, steps, watch.elapsed)
-    collator = Collator(checkpoint, task, examples, order, settings.model.max_length)
+    strong = settings.train.seed if settings.data.augment == "strong" else None
+    collator = Collator(checkpoint, task, examples, order, settings.model.max_length, strong)
     trainer = AdapterTrainer(
         model=checkpoint.model,
         args=_arguments(settings, partial, steps),

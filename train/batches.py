@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from train.augment import SYMMETRIES, strongly
 from train.loading import Checkpoint, check_image_size, prompt_text
 from train.patches import patchify
 from wafervlm.errors import DatasetError, TaskError
 from wafervlm.render import RenderSpec, RgbImage, render
 from wafervlm.task import Task
-from wafervlm.wafermap import WaferMap
+from wafervlm.wafermap import DieGrid, WaferMap, transform
 
 IGNORED = -100
-SYMMETRIES = 8
 Batch = dict[str, torch.Tensor]
 
 # Words that stop being true when the wafer is turned or mirrored.
@@ -61,7 +61,8 @@ class Order:
 
     With ``balance`` every run of as many maps as there are classes holds each class once; a class begins
     anew, reshuffled, when all its maps were shown. Without it the examples are shuffled as a whole. The
-    symmetry is drawn from 0 to 7, and 0 where ``turnable`` is False. Raises DatasetError without examples.
+    symmetry is drawn from 0 to 7, and 0 where ``turnable``, one for each example, is False. Raises
+    DatasetError without examples.
     """
 
     def __init__(self, labels: Sequence[str], turnable: Sequence[bool], seed: int, balance: bool) -> None:
@@ -69,7 +70,7 @@ class Order:
             raise DatasetError("there is no map to train on")
         names = np.asarray(labels) if balance else np.zeros(len(labels), dtype=int)
         self._groups = [np.flatnonzero(names == name) for name in np.unique(names)]
-        self._turnable, self._seed = np.asarray(turnable, dtype=bool), seed
+        self.turnable, self._seed = np.asarray(turnable, dtype=bool), seed
         # One whole shuffle of the widest class and of the classes is held at a time.
         self._shuffled = functools.lru_cache(maxsize=4 * len(self._groups) + 4)(self._shuffle)
 
@@ -80,7 +81,7 @@ class Order:
         cycle, slot = divmod(block, len(members))
         index = int(members[self._shuffled(1 + group, cycle, len(members))[slot]])
         turn = int(np.random.default_rng([self._seed, 2, k]).integers(SYMMETRIES))
-        return index, turn if self._turnable[index] else 0
+        return index, turn if self.turnable[index] else 0
 
     def _shuffle(self, stream: int, cycle: int, count: int) -> NDArray[np.int64]:
         return np.random.default_rng([self._seed, 1, stream, cycle]).permutation(count)
@@ -91,13 +92,20 @@ class Collator:
 
     ``__call__`` takes rows ``{"position": k}`` and returns input_ids, attention_mask, labels and
     mm_token_type_ids, each (B, T) int64, pixel_values (B * patches, channels * 2 * patch * patch) float32
-    and image_grid_thw (B, 3). Shorter rows are padded on the right.
+    and image_grid_thw (B, 3). Shorter rows are padded on the right. With a seed ``strong`` every map that
+    the order may turn is augmented strongly.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, task: Task, examples: Sequence[Example], order: Order, max_length: int
+        self,
+        checkpoint: Checkpoint,
+        task: Task,
+        examples: Sequence[Example],
+        order: Order,
+        max_length: int,
+        strong: int | None = None,
     ) -> None:
-        self._examples, self._order, self._task = examples, order, task
+        self._examples, self._order, self._task, self._strong = examples, order, task, strong
         self._pixels = Pixels(checkpoint.processor, task.render)
         self._pad = int(checkpoint.tokenizer.pad_token_id)
         self._image_token = int(checkpoint.processor.image_token_id)
@@ -106,19 +114,25 @@ class Collator:
         )
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
-        drawn = [self._order[int(row["position"])] for row in rows]
-        examples = [self._examples[index] for index, _ in drawn]
-        turns = [self._write(example.question, example.answer) for example in examples]
-        images = [
-            render(example.wafer if turn == 0 else example.wafer.transformed(turn), self._task.render)
-            for example, (_, turn) in zip(examples, drawn, strict=True)
-        ]
+        positions = [int(row["position"]) for row in rows]
+        turns = [self._write(e.question, e.answer) for e in (self._example(k) for k in positions)]
+        images = [render(self._dies(k), self._task.render) for k in positions]
         return {**self._text(turns), **self._pixels(images)}
 
     def answer_tokens(self) -> list[int]:
         """Ids, ascending, of the tokens that occur in an answer."""
         turns = (self._write(example.question, example.answer) for example in self._examples)
         return sorted({token for ids, opening in turns for token in ids[opening:]})
+
+    def _example(self, position: int) -> Example:
+        return self._examples[self._order[position][0]]
+
+    def _dies(self, position: int) -> DieGrid:
+        index, turn = self._order[position]
+        dies = self._examples[index].wafer.dies
+        if self._strong is not None and self._order.turnable[index]:
+            return strongly(dies, np.random.default_rng([self._strong, 5, position]))
+        return transform(dies, turn)
 
     def _text(self, turns: Sequence[tuple[tuple[int, ...], int]]) -> Batch:
         shape = len(turns), max(len(ids) for ids, _ in turns)

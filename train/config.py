@@ -26,6 +26,7 @@ from wafervlm.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Augment = Literal["none", "symmetries", "strong"]
 T = TypeVar("T")
 
 
@@ -59,8 +60,10 @@ class DataSettings:
     """Dataset folder that `wafervlm data build` wrote."""
     annotations: bool = False
     """Train on every conversation of annotations/train.json instead of the task's question alone."""
-    augment: bool = True
-    """Show each map in its 8 rotations and mirrors, save where question or answer name a direction."""
+    augment: Augment = "symmetries"
+    """symmetries: show each map in its 8 rotations and mirrors, save where question or answer name a
+    direction; strong: turn it by any angle, on a slightly other die grid, with some dies flipped, too, which
+    keeps a class but not a count; none: show it as it is."""
     balance: bool = True
     """Draw all classes equally often; false draws maps as often as they are there."""
     maps_per_class: int = 0
@@ -69,6 +72,12 @@ class DataSettings:
     """At most so many held-out maps are scored at each evaluation, as many of each class; 0 takes all."""
 
     def __post_init__(self) -> None:
+        _require(
+            not (self.annotations and self.augment == "strong"),
+            "data.augment",
+            self.augment,
+            "none or symmetries where data.annotations is true: strong changes what answers may count",
+        )
         _require(self.maps_per_class >= 0, "data.maps_per_class", self.maps_per_class, "0 or more")
         _require(self.tune_maps >= 0, "data.tune_maps", self.tune_maps, "0 or more")
 
@@ -125,7 +134,7 @@ class TrainSettings:
     save_steps: int = 50
     """A checkpoint every so many steps, and after each evaluation."""
     seed: int = 1
-    """Seed of the adapter's start, dropout, the order of maps and their symmetries."""
+    """Seed of the adapter's start, dropout, the order of maps and their augmentation."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute activations in the backward pass to save memory; auto: on a GPU."""
     threads: int = 0

@@ -214,3 +214,27 @@ def test_what_cannot_be_trained_on_is_refused(checkpoint: Checkpoint, tiny_task:
         tokenize_turn(checkpoint.processor, tiny_task, tiny_task.prompt, "No.", max_length=20)
     with pytest.raises(TaskError, match="multiples of 16"):
         Pixels(checkpoint.processor, RenderSpec(60, 64))
+
+
+def test_strong_augmentation_is_one_of_the_position(
+    checkpoint: Checkpoint, tiny_task: Task, synthetic_wafers: Pairs
+) -> None:
+    examples = examples_of(synthetic_wafers, tiny_task)
+    order = Order([e.label for e in examples], [True] * len(examples), seed=4, balance=True)
+    strong = Collator(checkpoint, tiny_task, examples, order, 4096, strong=4)
+    plain = Collator(checkpoint, tiny_task, examples, order, 4096)
+    batch, again = strong(rows(12)), strong(rows(9, first=3))
+    patches = len(batch["pixel_values"]) // 12
+    torch.testing.assert_close(batch["pixel_values"][3 * patches :], again["pixel_values"], rtol=0, atol=0)
+    torch.testing.assert_close(batch["input_ids"], plain(rows(12))["input_ids"])
+    assert not torch.equal(batch["pixel_values"], plain(rows(12))["pixel_values"])
+
+
+def test_strong_augmentation_leaves_alone_what_the_order_may_not_turn(
+    checkpoint: Checkpoint, tiny_task: Task, synthetic_wafers: Pairs
+) -> None:
+    examples = examples_of(synthetic_wafers, tiny_task)
+    order = Order([e.label for e in examples], [False] * len(examples), seed=4, balance=True)
+    strong = Collator(checkpoint, tiny_task, examples, order, 4096, strong=4)
+    plain = Collator(checkpoint, tiny_task, examples, order, 4096)
+    assert torch.equal(strong(rows(12))["pixel_values"], plain(rows(12))["pixel_values"])

@@ -112,12 +112,19 @@ def test_unknown_key_without_a_neighbour_lists_all() -> None:
         ("model.device", "gpu", "one of auto, cpu, cuda"),
         ("model.precision", "bfloat", "did you mean 'bfloat16'"),
         ("data.tune_maps", -1, "0 or more"),
+        ("data.augment", True, "one of none, symmetries, strong"),
+        ("data.augment", "strongly", "did you mean 'strong'"),
         ("model.max_length", 3, "16 or more"),
     ],
 )
 def test_wrong_value_is_refused(key: str, value: object, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         settings_from(nested(key, value))
+
+
+def test_strong_augmentation_is_for_classes_alone() -> None:
+    with pytest.raises(ConfigError, match=r"data.augment is 'strong'; .* where data.annotations is true"):
+        settings_from({"data": {"augment": "strong", "annotations": True}})
 
 
 @pytest.mark.parametrize("text", ["rank = ", "[lora", "a = 1\na = 2", "\udcff"])
