@@ -48,6 +48,8 @@ class Station:
         if graph.precision != "float32":
             computed = "8-bit integers" if graph.accuracy_level else "float32"
             self.about += f" weights in groups of {graph.group_size}, products in {computed}"
+        if graph.vision != "float32":
+            self.about += ", vision tower in 8-bit integers"
 
     def __call__(self, path: Path) -> Answer:
         prediction = self.model.predict(path)

@@ -147,6 +147,7 @@ class Line:
             tune=self.out("data"),
             golden=settings.golden,
             accuracy_level=settings.accuracy_level,
+            vision=settings.vision,
             name=settings.name,
         )
         manifest, _ = export(config, self.out("export"))

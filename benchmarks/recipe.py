@@ -17,6 +17,7 @@ from train.config import DataSettings, LoraSettings, ModelSettings, TrainSetting
 from train.merge import MergeSettings
 from wafervlm import workshop
 from wafervlm.errors import ConfigError
+from wafervlm.manifest import Vision
 
 DATA_VARIABLE = "WAFERVLM_DATA"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -87,6 +88,8 @@ class ExportSettings:
     """Where golden maps come from; they are passed on with the bundle."""
     accuracy_level: int = 4
     """What 4-bit products compute in on a CPU: 0 float32 (exact), 4 8-bit integers."""
+    vision: Vision = "float32"
+    """What the vision tower computes in: float32, or int8, which is faster on a CPU and not exact."""
 
 
 @dataclass(frozen=True)

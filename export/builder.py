@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from export.weights import Linear, Quantized
+from export.weights import Integer, Linear, Quantized
 
 # RMSNormalization, RotaryEmbedding and Attention are standard from opset 23 on.
 OPSET, IR_VERSION = 23, 11
@@ -68,13 +68,16 @@ class Builder:
         stored = self.constant(name, narrow)
         return stored if narrow.dtype == np.float32 else self.op("Cast", stored, to=ir.DataType.FLOAT)
 
-    def linear(self, x: ir.Value, name: str, layer: Linear, *, flat: bool = False) -> ir.Value:
+    def linear(self, x: ir.Value, name: str, layer: Linear | Integer, *, flat: bool = False) -> ir.Value:
         """``x`` (..., K) times the (K, N) weight of ``layer``, plus its bias where it has one.
 
         A quantized weight is DequantizeLinear(axis=0) on (K, N) int4 and MatMul: the form that ONNX
         Runtime turns into its 4-bit kernel. For a 2-D ``x`` say ``flat``: weight and bias become one Gemm.
+        An Integer layer is DynamicQuantizeLinear and MatMulInteger, scaled back.
         """
         with self.scope(name):
+            if isinstance(layer, Integer):
+                return self._integer(x, layer)
             if isinstance(layer, Quantized):
                 return self.op("MatMul", x, self._dequantized(layer))
             weight = self.weight("weight", layer.weight)
@@ -108,6 +111,14 @@ class Builder:
             name=name,
         )
         return ir.Model(graph, ir_version=IR_VERSION, producer_name="wafervlm")
+
+    def _integer(self, x: ir.Value, layer: Integer) -> ir.Value:
+        """The nodes that ONNX Runtime turns into one product of bytes, in the order that it knows."""
+        levels, scale, zero = self.ops("DynamicQuantizeLinear", 3, x)
+        product = self.op("MatMulInteger", levels, self.constant("levels", layer.levels), zero)
+        scales = self.op("Mul", scale, self.constant("scales", layer.scales))
+        out = self.op("Mul", self.op("Cast", product, to=ir.DataType.FLOAT), scales)
+        return out if layer.bias is None else self.op("Add", out, self.weight("bias", layer.bias))
 
     def _dequantized(self, layer: Quantized) -> ir.Value:
         levels = self.constant("levels", layer.levels.astype(ml_dtypes.int4))

@@ -44,6 +44,13 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     show_default=True,
     help="What 4-bit products compute in on a CPU: 0 float32 (exact), 4 8-bit integers.",
 )
+@click.option(
+    "--vision",
+    type=click.Choice(["float32", "int8"]),
+    default="float32",
+    show_default=True,
+    help="What the vision tower computes in; int8 is faster on a CPU, and not exact.",
+)
 @click.option("--name", default="", help="Name of the bundle.  [default: the task's]")
 @click.option(
     "--wm811k/--no-wm811k",
@@ -57,7 +64,8 @@ def export(
 ) -> None:
     """Turn CHECKPOINT, merged or quantized, into a bundle: one ONNX graph, golden maps, a manifest.
 
-    The graph's scores must equal the checkpoint's within 1e-3 at exact accuracy, else nothing is written.
+    The graph's scores must equal the checkpoint's within 1e-3 at exact accuracy, with the vision tower in
+    float32, and as deployed it must give the same labels, else nothing is written.
 
     \b
     Example:

@@ -18,11 +18,19 @@ from wafervlm.task import Task
 INPUT, OUTPUT = "image", "label_log_probs"
 
 
-def classify_graph(weights: Weights, tokenizer: Any, normalisation: Normalisation, task: Task) -> ir.Model:
+def classify_graph(
+    weights: Weights,
+    tokenizer: Any,
+    normalisation: Normalisation,
+    task: Task,
+    *,
+    integer_vision: bool = False,
+) -> ir.Model:
     """The ONNX model of ``task``: ``image`` (batch, H, W, 3) uint8 to ``label_log_probs`` (batch, L) float32.
 
-    Standard operators of opset 23 only, nothing that depends on data. Raises TaskError where the image
-    size does not fit the model or the labels cannot be told apart.
+    Standard operators of opset 23 only, nothing that depends on data. With ``integer_vision`` the linear
+    layers of the vision tower compute in 8-bit integers, scaled over the batch. Raises TaskError where the
+    image size does not fit the model or the labels cannot be told apart.
     """
     grid = image_grid(task, weights.config)
     tree = label_tree(tokenizer, task)
@@ -31,7 +39,9 @@ def classify_graph(weights: Weights, tokenizer: Any, normalisation: Normalisatio
     shape = ["batch", task.render.height, task.render.width, 3]
     image = ir.val(INPUT, ir.DataType.UINT8, shape)
     batch = _batch_shape(builder, image)
-    embeddings, deepstack = VisionTower(builder, weights, grid).build(image, normalisation, batch)
+    embeddings, deepstack = VisionTower(builder, weights, grid, integer_vision).build(
+        image, normalisation, batch
+    )
     hidden = TextCore(builder, weights, sequence).build(embeddings, deepstack, batch)
     output = label_head(builder, weights, tree, hidden)
     output.name = OUTPUT

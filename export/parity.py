@@ -18,6 +18,7 @@ from wafervlm.runtimes import open_runtime
 from wafervlm.task import Task
 
 GATE = 1e-3
+DEPLOYED_AGREEMENT = 0.9
 CHUNK = 16
 
 
@@ -51,5 +52,19 @@ def check_parity(graph: NDArray[np.floating], reference: NDArray[np.floating]) -
         raise GateError(
             f"the graph's label log-probabilities are {difference:.2g} off those of transformers on the same "
             f"weights, and {GATE:g} is allowed; nothing was written. Report it with its config.json"
+        )
+    return difference
+
+
+def check_deployed(graph: NDArray[np.floating], reference: NDArray[np.floating]) -> float:
+    """The largest difference of a graph that computes in integers; raises GateError where it is not finite
+    or labels agree on fewer than nine maps in ten."""
+    difference = float(np.abs(graph.astype(np.float64) - reference).max())
+    agreement = float((graph.argmax(axis=1) == reference.argmax(axis=1)).mean())
+    if not np.isfinite(difference) or agreement < DEPLOYED_AGREEMENT:
+        raise GateError(
+            f"as deployed, the graph gives the checkpoint's label on {agreement:.0%} of the golden maps, and "
+            f"{DEPLOYED_AGREEMENT:.0%} is asked for; nothing was written. Export it with accuracy level 0 "
+            "and the vision tower in float32"
         )
     return difference

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from train.dataset import DIES, Sample, read_labelled
 from train.loading import check_image_size, load_processor
 from wafervlm.bundle import Graph, Manifest, open_bundle
 from wafervlm.errors import CheckpointError, DatasetError, UsageError
+from wafervlm.manifest import VISIONS, Vision
 from wafervlm.render import render
 from wafervlm.task import Task
 
@@ -50,6 +52,8 @@ class ExportConfig:
     """Where golden maps come from. Maps that may not be passed on must not become golden maps."""
     accuracy_level: int = 4
     """What 4-bit products compute in on a CPU when deployed: 0 float32, exact; 4 8-bit integers."""
+    vision: Vision = "float32"
+    """What the vision tower computes in: float32, or int8, which is faster on a CPU and not exact."""
     name: str = ""
     """Name of the bundle; by default the task's."""
     wm811k: bool | None = None
@@ -62,6 +66,8 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if self.golden == "tune" and self.tune is None:
             raise UsageError("golden maps are to come from the tune maps, but none are given; give --dataset")
+        if self.vision not in VISIONS:
+            raise UsageError(f"vision is {self.vision!r}; it must be one of {', '.join(VISIONS)}")
         if self.accuracy_level not in (0, 4):
             raise UsageError(
                 f"accuracy level {self.accuracy_level} is neither 0 (exact) nor 4 (8-bit integers)"
@@ -88,17 +94,18 @@ def export(config: ExportConfig, out: Path) -> tuple[Manifest, bool]:
     return manifest, True
 
 
-def build_model(checkpoint: Path, task: Task) -> tuple[ir.Model, Weights]:
-    """The classify graph of ``checkpoint`` for ``task``, and the weights it was read from."""
-    weights = Weights(checkpoint)
-    processor = load_processor(checkpoint)
+def build_model(weights: Weights, task: Task, vision: Vision = "float32") -> ir.Model:
+    """The classify graph of the checkpoint behind ``weights`` for ``task``."""
+    processor = load_processor(weights.path)
     check_image_size(processor, task.render.height, task.render.width)
-    return classify_graph(weights, processor.tokenizer, normalisation_of(processor), task), weights
+    return classify_graph(
+        weights, processor.tokenizer, normalisation_of(processor), task, integer_vision=vision == "int8"
+    )
 
 
 def _contents(config: ExportConfig) -> Contents:
     task = config.task
-    model, weights = build_model(config.checkpoint, task)
+    weights = Weights(config.checkpoint)
     tune = _tune_samples(config)
     golden = (
         chosen_golden(tune, task, config.seed)
@@ -110,9 +117,9 @@ def _contents(config: ExportConfig) -> Contents:
     data = (config.tune,) if config.tune is not None else ()
     records = collect_chain(config.checkpoint, (*config.ancestors, *data))
     return Contents(
-        model=model,
+        build=functools.partial(build_model, weights, task),
         task=task,
-        graph=_graph(weights, config.accuracy_level),
+        graph=_graph(weights, config),
         golden=golden,
         reference=reference_scores(reference, task, [render(sample.wafer, task.render) for sample in golden]),
         tune=tune,
@@ -121,15 +128,20 @@ def _contents(config: ExportConfig) -> Contents:
     )
 
 
-def _graph(weights: Weights, accuracy_level: int) -> Graph:
+def _graph(weights: Weights, config: ExportConfig) -> Graph:
     if not weights.quantization:
-        return Graph(precision="float32", group_size=None, accuracy_level=0)
+        return Graph(precision="float32", group_size=None, accuracy_level=0, vision=config.vision)
     bits, group = weights.quantization.get("bits"), weights.quantization.get("group_size")
     if bits not in (3, 4) or not isinstance(group, int) or group < 1:
         raise CheckpointError(
             f"{weights.path} has {bits} bits in groups of {group}; known are 4 and 3 bits in groups"
         )
-    return Graph(precision=f"int{bits}", group_size=group, accuracy_level=accuracy_level)
+    return Graph(
+        precision=f"int{bits}",
+        group_size=group,
+        accuracy_level=config.accuracy_level,
+        vision=config.vision,
+    )
 
 
 def _tune_samples(config: ExportConfig) -> Sequence[Sample]:
@@ -159,6 +171,7 @@ def _provenance(config: ExportConfig) -> Provenance:
         "task": config.task.to_dict(),
         "golden": config.golden,
         "accuracy_level": config.accuracy_level,
+        "vision": config.vision,
         "name": config.name,
         "wm811k": config.wm811k,
     }

@@ -13,7 +13,7 @@ from transformers.vision_utils import get_vision_interpolation_indices_and_weigh
 
 from export.builder import Builder
 from export.rotary import Rotary
-from export.weights import Array, Dense, Weights
+from export.weights import Array, Dense, Integer, Linear, Weights
 from wafervlm.errors import CheckpointError
 
 ROOT = "model.visual"
@@ -33,11 +33,15 @@ class VisionTower:
     """Writes the vision tower of a checkpoint for one image size.
 
     ``grid`` is (frames, rows, columns) of patches. Hidden states are 2-D, (B * N, width) for N patches in
-    merge-block order, so that every linear layer is one Gemm.
+    merge-block order, so that every linear layer is one Gemm. With ``integer`` the linear layers, save the
+    patch embedding, compute in 8-bit integers.
     """
 
-    def __init__(self, builder: Builder, weights: Weights, grid: tuple[int, int, int]) -> None:
+    def __init__(
+        self, builder: Builder, weights: Weights, grid: tuple[int, int, int], integer: bool = False
+    ) -> None:
         self._b, self._weights, self._config = builder, weights, weights.config.vision_config
+        self._integer = integer
         self._grid = torch.tensor([grid])
         self._rows, self._columns = grid[1:]
         self._patches = self._rows * self._columns
@@ -129,7 +133,10 @@ class VisionTower:
         )
 
     def _linear(self, x: ir.Value, name: str) -> ir.Value:
-        return self._b.linear(x, name.rsplit(".", 1)[-1], self._weights.linear(name), flat=True)
+        layer: Linear | Integer = self._weights.linear(name)
+        if self._integer and isinstance(layer, Dense):
+            layer = Integer.of(layer)
+        return self._b.linear(x, name.rsplit(".", 1)[-1], layer, flat=True)
 
     def _norm(self, x: ir.Value, name: str) -> ir.Value:
         with self._b.scope(name.rsplit(".", 1)[-1]):

@@ -20,7 +20,7 @@ from train.loading import read_config
 from wafervlm.errors import CheckpointError
 
 Array = NDArray[np.float32]
-HIGHEST_LEVEL = 7
+HIGHEST_LEVEL, HIGHEST_INTEGER = 7, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,28 @@ class Quantized:
     def dense(self) -> Dense:
         """The same layer with its weight multiplied out."""
         return Dense(self.levels.astype(np.float32) * np.repeat(self.scales, self.group_size, axis=0))
+
+
+@dataclass(frozen=True, slots=True)
+class Integer:
+    """A linear layer computed in 8-bit integers: ``levels`` (K, N) int8 times ``scales`` (N,) float32, one
+    for each output, and a bias (N,) or None. Its input is quantized when it is known, with
+    one scale over the whole tensor, so all images of a batch share it.
+
+    Levels stay within -64 to 64: processors before VNNI add two products of an unsigned and a signed byte
+    in 16 bits, which full 8-bit levels overflow without a word.
+    """
+
+    levels: NDArray[np.int8]
+    scales: Array
+    bias: Array | None = None
+
+    @classmethod
+    def of(cls, layer: Dense) -> Integer:
+        """``layer`` with its weight rounded to the nearest level, symmetrically about zero."""
+        scales = np.maximum(np.abs(layer.weight).max(axis=0), np.finfo(np.float32).tiny) / HIGHEST_INTEGER
+        levels = np.rint(layer.weight / scales).astype(np.int8)
+        return cls(levels, scales.astype(np.float32), layer.bias)
 
 
 Linear = Dense | Quantized

@@ -107,7 +107,8 @@ def verify(bundle: Path | None, threads: int | None, as_json: bool) -> None:
     """Check that a bundle answers here as it did where it was made.
 
     Compares every file's digest, then runs the golden maps that the bundle carries and compares their
-    scores with the reference, at exact accuracy and as deployed. Exit code 3 where they do not come out.
+    scores with the reference, at exact accuracy where the graph has such a form, and as deployed. Exit
+    code 3 where they do not come out.
 
     \b
     Example:

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from wafervlm.errors import LockError, ManifestError, SchemaVersionError
 from wafervlm.task import Task
@@ -15,6 +15,8 @@ from wafervlm.task import Task
 SCHEMA_VERSION = 1
 MAX_MANIFEST_BYTES = 4 << 20
 PRECISIONS = ("int4", "int3", "float32")
+Vision = Literal["float32", "int8"]
+VISIONS: tuple[Vision, ...] = get_args(Vision)
 ACCURACY_LEVELS = (0, 4)
 """What MatMulNBits computes in: 0 the activations' own float32 (exact), 4 int8."""
 
@@ -33,7 +35,8 @@ class FileEntry:
 @dataclass(frozen=True, slots=True)
 class Graph:
     """The graph of the bundle: its file, the names of its input and output, the precision of its
-    weights with the group size (None for float32), and the accuracy level it is deployed at."""
+    weights with the group size (None for float32), the accuracy level it is deployed at, and what the
+    vision tower computes in."""
 
     file: str = "model.onnx"
     input: str = "image"
@@ -41,6 +44,12 @@ class Graph:
     precision: str = "int4"
     group_size: int | None = None
     accuracy_level: int = 4
+    vision: Vision = "float32"
+
+    @property
+    def exact(self) -> bool:
+        """Whether, as deployed, nothing is rounded to integers but stored weights."""
+        return self.accuracy_level == 0 and self.vision == "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +147,7 @@ _GRAPH_KEYS: dict[str, type] = {
     "precision": str,
     "group_size": object,
     "accuracy_level": int,
+    "vision": str,
 }
 _FILE_KEYS: dict[str, type] = {"path": str, "sha256": str, "size": int}
 _TASK_TEXTS = ("name", "prompt", "order", "answer_prefix", "answer_suffix")
@@ -173,11 +183,14 @@ def _manifest(values: dict[str, Any], where: str) -> Manifest:
 
 
 def _graph(values: dict[str, Any], where: str) -> Graph:
+    # Bundles from before there was a choice do not say it.
+    values = {"vision": "float32", **values}
     _check_table(values, _GRAPH_KEYS, f"graph of {where}")
     graph = Graph(**values)
     _check_range(graph.precision in PRECISIONS, "precision", graph.precision, f"one of {PRECISIONS}", where)
     level = graph.accuracy_level
     _check_range(level in ACCURACY_LEVELS, "accuracy_level", level, f"one of {ACCURACY_LEVELS}", where)
+    _check_range(graph.vision in VISIONS, "vision", graph.vision, f"one of {VISIONS}", where)
     group = graph.group_size
     fits = (
         group is None if graph.precision == "float32" else group is not None and _is(group, int) and group > 0

@@ -11,15 +11,15 @@ import onnx_ir as ir
 import pytest
 
 from export.builder import Builder, narrowest
-from export.weights import Dense, Linear, Quantized
+from export.weights import Dense, Integer, Linear, Quantized
 from tests.export.models import session
 
 RNG = np.random.default_rng(0)
 
 
-def saved(layer: Linear, path: Path, *, flat: bool = False) -> Path:
+def saved(layer: Linear | Integer, path: Path, *, flat: bool = False) -> Path:
     builder = Builder()
-    rows = layer.levels.shape[0] if isinstance(layer, Quantized) else layer.weight.shape[0]
+    rows = layer.weight.shape[0] if isinstance(layer, Dense) else layer.levels.shape[0]
     x = ir.val("x", ir.DataType.FLOAT, ["batch", rows] if flat else ["batch", 5, rows])
     y = builder.linear(x, "layer", layer, flat=flat)
     y.name, y.dtype = "y", ir.DataType.FLOAT
@@ -54,6 +54,33 @@ def test_onnx_runtime_fuses_a_quantized_layer_to_its_4_bit_kernel(tmp_path: Path
 def test_four_bit_weights_take_half_a_byte_each(tmp_path: Path) -> None:
     path = saved(quantized(512, 256, 128), tmp_path / "layer.onnx")
     assert path.stat().st_size < 512 * 256 / 2 + 4 * 256 * 4 + 1000
+
+
+def test_an_integer_layer_is_rounded_by_column_and_leaves_room_for_sums() -> None:
+    weight = RNG.standard_normal((64, 10)).astype(np.float32) * np.linspace(0.01, 3, 10, dtype=np.float32)
+    weight[:, 4] = 0
+    layer = Integer.of(Dense(weight))
+    assert layer.levels.dtype == np.int8
+    assert np.abs(layer.levels).max() == 64
+    assert (np.abs(layer.levels * layer.scales - weight) <= layer.scales / 2 + 1e-7).all()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_integer_layer_is_one_product_of_bytes(tmp_path: Path, bias: bool) -> None:
+    weight = RNG.standard_normal((64, 24)).astype(np.float32)
+    layer = Integer.of(Dense(weight, RNG.standard_normal(24).astype(np.float32) if bias else None))
+    x = (3 * RNG.standard_normal((7, 64)) + 1).astype(np.float32)
+    # The operator's definition: 0 is kept exact, and the range of all of x is cut into 255 steps.
+    low, high = min(x.min(), 0.0), max(x.max(), 0.0)
+    scale = np.float32((high - low) / 255)
+    zero = np.clip(np.rint(-low / scale), 0, 255)
+    levels = np.clip(np.rint(x / scale) + zero, 0, 255)
+    expected = (levels - zero) @ layer.levels.astype(np.float64) * scale * layer.scales
+    expected += 0 if layer.bias is None else layer.bias
+    path, optimised = saved(layer, tmp_path / "layer.onnx", flat=True), tmp_path / "optimised.onnx"
+    np.testing.assert_allclose(session(path, optimised=optimised).run(None, {"x": x})[0], expected, atol=2e-4)
+    np.testing.assert_allclose(expected, x @ weight + (layer.bias if bias else 0), atol=2.0)
+    assert [node.op_type for node in onnx.load(optimised).graph.node] == ["DynamicQuantizeMatMul"]
 
 
 @pytest.mark.parametrize("flat", [False, True])

@@ -32,7 +32,7 @@ CLOSE = 2e-5
 
 def exported(checkpoint: Path, task: Task, folder: Path) -> Path:
     path = folder / "model.onnx"
-    ir.save(build_model(checkpoint, task)[0], path)
+    ir.save(build_model(Weights(checkpoint), task), path)
     return path
 
 
@@ -168,4 +168,4 @@ def test_image_sizes_that_do_not_fit_are_refused(
     checkpoint: Path, size: tuple[int, int], message: str
 ) -> None:
     with pytest.raises(TaskError, match=message):
-        build_model(checkpoint, Task(labels=("a", "b"), render=RenderSpec(*size)))
+        build_model(Weights(checkpoint), Task(labels=("a", "b"), render=RenderSpec(*size)))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import wafervlm
@@ -173,6 +174,7 @@ def test_a_graph_too_large_for_one_file_keeps_its_weights_beside_it(
         ({"checkpoint": Path("nowhere")}, UsageError, "nowhere does not exist"),
         ({"golden": "tune"}, UsageError, "give --dataset"),
         ({"accuracy_level": 1}, UsageError, "neither 0"),
+        ({"vision": "int4"}, UsageError, "float32, int8"),
     ],
 )
 def test_settings_that_cannot_be_meant(
@@ -206,6 +208,40 @@ def test_int4_is_deployed_with_8_bit_activations_within_a_measured_tolerance(
     golden = read_golden(open_bundle(tmp_path / "bundle"))
     images = [render(wafer, tiny_task.render) for wafer in golden.maps]
     np.testing.assert_allclose(golden.reference, label_log_probs(expected, tiny_task, images), atol=1e-5)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_vision_tower_in_integers_is_judged_beside_its_exact_form(
+    checkpoint: Path, int4_checkpoint: Path, tiny_task: Task, tmp_path: Path, quantized: bool
+) -> None:
+    config = ExportConfig(int4_checkpoint if quantized else checkpoint, tiny_task, accuracy_level=0)
+    export(config, tmp_path / "float")
+    manifest, _ = export(replace(config, vision="int8"), tmp_path / "int8")
+    assert manifest.graph.vision == "int8"
+    assert not manifest.graph.exact
+    far = manifest.parity["deployed_max_abs_difference"]
+    assert manifest.parity["exact_max_abs_difference"] < 1e-4 < far < 0.5
+    assert manifest.verify_tolerance == pytest.approx(max(2 * far, 1e-3))
+    report = verify(tmp_path / "int8")
+    assert "exact" not in report
+    assert report["deployed"]["max_abs_difference"] <= manifest.verify_tolerance
+    small, large = ((tmp_path / name / "model.onnx").stat().st_size for name in ("int8", "float"))
+    assert small < large
+    operators = {node.op_type for node in onnx.load(tmp_path / "int8" / "model.onnx").graph.node}
+    assert {"DynamicQuantizeLinear", "MatMulInteger"} <= operators
+    # Integers are scaled over a tensor; yet no answer may depend on the wafers beside it.
+    golden = read_golden(open_bundle(tmp_path / "int8"))
+    with wafervlm.load(tmp_path / "int8", threads=1) as model:
+        together = [answer.scores for answer in model.predict_batch(golden.maps)]
+        assert together == [model.predict(wafer).scores for wafer in golden.maps]
+
+
+def test_integers_that_lose_the_labels_are_refused() -> None:
+    good = np.log(np.random.default_rng(0).dirichlet(np.ones(4), 20))
+    assert parity.check_deployed(good + 0.01, good) == pytest.approx(0.01)
+    for wrong in (-good, good * np.nan):
+        with pytest.raises(GateError, match="as deployed"):
+            parity.check_deployed(wrong, good)
 
 
 def test_parity_refuses_what_is_not_a_number() -> None:

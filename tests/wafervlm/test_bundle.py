@@ -254,6 +254,10 @@ class TestManifest:
         with pytest.raises(ManifestError, match=f"lacks the key '{key}'"):
             open_bundle(toy_bundle)
 
+    def test_without_a_word_the_vision_tower_is_in_float32(self, toy_bundle: Path) -> None:
+        edit(toy_bundle, lambda values: values["graph"].pop("vision"))
+        assert open_bundle(toy_bundle).manifest.graph.vision == "float32"
+
     @pytest.mark.parametrize(
         ("place", "value"),
         [
@@ -277,6 +281,7 @@ class TestManifest:
             (("citations",), [1]),
             (("graph", "precision"), "int5"),
             (("graph", "accuracy_level"), 3),
+            (("graph", "vision"), "int4"),
             (("graph", "group_size"), None),
             (("graph", "group_size"), True),
             (("graph", "provider"), "x"),

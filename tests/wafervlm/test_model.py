@@ -16,6 +16,7 @@ from PIL import Image
 
 import wafervlm
 from tests.wafervlm.toy import (
+    GROUP,
     LABELS,
     SIDE,
     TEMPERATURE,
@@ -39,7 +40,7 @@ from wafervlm import (
 )
 from wafervlm.bundle import GOLDEN, MANIFEST, open_bundle, write_manifest
 from wafervlm.golden import Golden, read_golden, write_golden
-from wafervlm.manifest import Manifest
+from wafervlm.manifest import Graph, Manifest
 from wafervlm.model import CHUNK, softmax, verify
 from wafervlm.render import render
 
@@ -373,6 +374,12 @@ class TestVerify:
         assert report["exact"]["max_abs_difference"] < 1e-4 < report["deployed"]["max_abs_difference"]
         assert report["exact"]["label_agreement"] == 1
         json.dumps(report)
+
+    def test_a_vision_tower_in_integers_has_no_exact_form(self, tmp_path: Path, head: Head) -> None:
+        graph = Graph(precision="int4", group_size=GROUP, accuracy_level=0, vision="int8")
+        report = verify(write_bundle(tmp_path / "int8", make_graph(head), head, graph=graph), threads=1)
+        assert "exact" not in report
+        assert report["deployed"]["label_agreement"] == 1
 
     def test_scores_that_do_not_come_out(self, toy_bundle: Path) -> None:
         golden = read_golden(open_bundle(toy_bundle))
