@@ -32,10 +32,10 @@ def scored(
     correct = answer == truth
     figures = {
         "accuracy": st.share_by_lot(correct, lots).to_dict(),
-        "mean_class_recall": st.mean_class_recall(truth, answer),
+        **_class_recall(truth, answer, lots),
         "per_class": st.per_class(truth, answer, labels),
         "confusion": st.confusion(truth, answer, len(labels)),
-        "calibration": st.reliability(probabilities.max(axis=1), correct),
+        "calibration": st.reliability(probabilities.max(axis=1), correct, lots),
     }
     if NORMAL in labels:
         figures["screening"] = _screening(truth, answer, list(labels).index(NORMAL), lots)
@@ -50,12 +50,28 @@ def compared(
     truth, lots = truth_of(samples, labels), st.lots_of(samples)
     answers, parents = bundle.argmax(axis=1), reference.argmax(axis=1)
     kl = st.divergence(reference, bundle)
+    mean = st.mean_by_lot(kl, lots)
     return {
         "agreement": st.share_by_lot(answers == parents, lots).to_dict(),
-        "kl": {"mean": float(kl.mean()), "p99": float(np.quantile(kl, 0.99)), "max": float(kl.max())},
+        "kl": {
+            "mean": mean.value,
+            "mean_low": mean.low,
+            "mean_high": mean.high,
+            "p99": float(np.quantile(kl, 0.99)),
+            "max": float(kl.max()),
+        },
         "log_prob_distance": float(np.abs(bundle - reference).max()),
         "paired": st.paired(truth, answers, parents, lots),
         "disagreements": [int(i) for i in np.flatnonzero(answers != parents)],
+    }
+
+
+def _class_recall(truth: st.Ints, answer: st.Ints, lots: st.Ints) -> dict[str, float]:
+    low, high = st.mean_class_recall_interval(truth, answer, lots)
+    return {
+        "mean_class_recall": st.mean_class_recall(truth, answer),
+        "mean_class_recall_low": low,
+        "mean_class_recall_high": high,
     }
 
 

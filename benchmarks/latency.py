@@ -32,6 +32,7 @@ from benchmarks.contenders import (
     Station,
 )
 from benchmarks.prompted import Generate, OneForward, fastest, precisions_of
+from benchmarks.statistics import Floats, ratio_interval
 from train.progress import Progress
 from wafervlm.errors import SetupError, UsageError
 from wafervlm.latency import PARTS, summarise
@@ -56,6 +57,24 @@ class Race:
         parts = {part: [a.timing_ms[part] for a in answers] for part in PARTS if part != "total"}
         medians = {part: summarise(times).p50 for part, times in parts.items()}
         return {**summarise(self.milliseconds[name]).to_dict(), "parts": medians}
+
+    def ratios(self, name: str) -> dict[str, float]:
+        """Medians over the bundle's, of the whole call and of the run alone, each with its 95 % interval over
+        resampled calls of both."""
+        found = {}
+        for what, of in (("call", self._calls), ("run", self._runs)):
+            theirs, ours = of(name), of(BUNDLE)
+            found[what] = float(np.median(theirs) / np.median(ours))
+            # Against itself there is nothing to draw.
+            low, high = (1.0, 1.0) if name == BUNDLE else ratio_interval(theirs, ours)
+            found |= {f"{what}_low": low, f"{what}_high": high}
+        return found
+
+    def _calls(self, name: str) -> Floats:
+        return np.array(self.milliseconds[name])
+
+    def _runs(self, name: str) -> Floats:
+        return np.array([answer.timing_ms["run"] for answer in self.answers[name]])
 
 
 def race(contenders: Mapping[str, Contender], paths: Sequence[Path], calls: Mapping[str, int]) -> Race:
@@ -127,7 +146,8 @@ def measure_latency(
 
     Returns ``latency_ms`` (figures of each), ``about`` (what each is, in words), ``absent`` (reasons why one
     is missing), ``precisions`` (what was tried for the transformers contenders), ``agreement`` (share of
-    calls with the bundle's label) and ``ratios`` (its median over the bundle's: whole call and run alone).
+    calls with the bundle's label) and ``ratios`` (its median over the bundle's: whole call and run alone,
+    each with its 95 % interval).
     """
     chosen = _distinct(wafers, settings.maps)
     with tempfile.TemporaryDirectory() as folder, _torch_threads(settings.threads):
@@ -143,7 +163,7 @@ def measure_latency(
         "absent": absent,
         "precisions": precisions,
         "agreement": {name: _agreement(result, name) for name in contenders},
-        "ratios": {name: _ratios(figures, name) for name in contenders},
+        "ratios": {name: result.ratios(name) for name in contenders},
         "threads": settings.threads,
     }
 
@@ -199,14 +219,6 @@ def _write(folder: Path, wafers: Sequence[WaferMap]) -> list[Path]:
 def _agreement(result: Race, name: str) -> float:
     pairs = zip(result.answers[BUNDLE], result.answers[name], strict=False)
     return float(np.mean([ours.label == theirs.label for ours, theirs in pairs]))
-
-
-def _ratios(figures: Mapping[str, Any], name: str) -> dict[str, float]:
-    ours, theirs = figures[BUNDLE], figures[name]
-    return {
-        "call": theirs["p50"] / ours["p50"],
-        "run": theirs["parts"]["run"] / ours["parts"]["run"],
-    }
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""What a figure was measured on: processor, memory, system and versions. No names of hosts, no paths."""
+"""What a figure was measured on: processor, memory, system and versions. No names of hosts, no paths,
+no kernel build: that is of one machine and says nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def describe_machine(threads: int) -> dict[str, Any]:
         "load_before": round(psutil.getloadavg()[0], 2),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": _gpu(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {"wafervlm": workshop.version(), **dict(_versions())},
     }

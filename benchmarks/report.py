@@ -13,7 +13,8 @@ from markupsafe import Markup
 from benchmarks import figures
 from benchmarks.contenders import BUNDLE
 
-MOST_PICTURES = 60
+# Of the pictures of disagreements in a set, how many are open to view; the rest are folded, not left out.
+OPEN_PICTURES = 60
 _TEMPLATES = Path(__file__).with_name("templates")
 
 
@@ -36,6 +37,7 @@ def render_report(report: Mapping[str, Any], pictures: Mapping[str, Sequence[Map
     environment.filters |= {
         "percent": _percent,
         "span": _span,
+        "range": _range,
         "ms": _milliseconds,
         "short": _short,
         "mib": _mib,
@@ -58,8 +60,8 @@ def render_report(report: Mapping[str, Any], pictures: Mapping[str, Sequence[Map
         stages={record.get("stage"): record for record in report["provenance"]},
         confusions=_largest_confusions(report),
         base_answers=_base_answers(report),
-        shown={name: entries[:MOST_PICTURES] for name, entries in pictures.items()},
-        most=MOST_PICTURES,
+        pictures=pictures,
+        opened=OPEN_PICTURES,
     )
 
 
@@ -120,6 +122,11 @@ def _percent(value: float, digits: int = 1) -> str:
 
 def _span(interval: Mapping[str, float], digits: int = 1) -> str:
     return f"[{_percent(interval['low'], digits)}, {_percent(interval['high'], digits)}]"
+
+
+def _range(figures: Mapping[str, float], name: str) -> dict[str, float]:
+    """The interval of a figure whose limits stand beside it under its own name."""
+    return {"low": figures[f"{name}_low"], "high": figures[f"{name}_high"]}
 
 
 def _milliseconds(value: float) -> str:

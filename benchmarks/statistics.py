@@ -59,11 +59,26 @@ def mean_by_lot(values: Floats, lots: Ints, seed: int = 0) -> Interval:
     """The mean of ``values`` (N,) with the percentile interval over resampled lots."""
     if not len(values):
         raise UsageError("there is no labelled map to take a figure on")
-    sums, counts = np.bincount(lots, weights=values), np.bincount(lots).astype(float)
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(RESAMPLES, len(sums)))
-    means = sums[drawn].sum(axis=1) / np.maximum(counts[drawn].sum(axis=1), 1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high), len(values), len(sums))
+    totals = _resampled(np.column_stack([values, np.ones(len(values))]), lots, seed)
+    low, high = _middle(totals[:, 0] / np.maximum(totals[:, 1], 1))
+    return Interval(float(values.mean()), low, high, len(values), int(lots.max()) + 1)
+
+
+def _resampled(table: Floats, lots: Ints, seed: int) -> Floats:
+    """Column sums (RESAMPLES, K) of ``table`` (N, K) over all lots, drawn anew with replacement."""
+    count = int(lots.max()) + 1
+    by_lot = np.zeros((count, table.shape[1]))
+    np.add.at(by_lot, lots, table)
+    chance = np.random.default_rng(seed)
+    # One draw at a time: all at once would be RESAMPLES values for each of some ten thousand lots.
+    drawn = (np.bincount(chance.integers(count, size=count), minlength=count) for _ in range(RESAMPLES))
+    return np.stack([times @ by_lot for times in drawn])
+
+
+def _middle(resampled: Floats) -> tuple[float, float]:
+    """The 95 % percentile interval of a figure that was taken on each resample."""
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def share_by_lot(hits: NDArray[np.bool_], lots: Ints, seed: int = 0) -> Interval:
@@ -113,6 +128,25 @@ def mean_class_recall(truth: Ints, answer: Ints) -> float:
     return float(np.mean([(answer[truth == c] == c).mean() for c in np.unique(truth)]))
 
 
+def mean_class_recall_interval(truth: Ints, answer: Ints, lots: Ints, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of ``mean_class_recall`` over resampled lots, each over the classes present in it.
+
+    Where no wafer is missed, Wilson's of as many trials as give one share the variance of the mean of C class
+    shares, each of the n lots that show the class: C^2 / sum(1/n), and never more than there are lots.
+    """
+    member = truth[:, None] == np.unique(truth)
+    hits = member & (answer == truth)[:, None]
+    totals = _resampled(np.hstack([hits, member]).astype(np.float64), lots, seed)
+    found, present = np.hsplit(totals, 2)
+    recalls = np.divide(found, present, out=np.zeros_like(found), where=present > 0)
+    low, high = _middle(recalls.sum(axis=1) / (present > 0).sum(axis=1))
+    if not (answer == truth).all():
+        return low, high
+    showing = np.array([len(np.unique(lots[of])) for of in member.T])
+    trials = min(len(np.unique(lots)), int(len(showing) ** 2 / (1 / showing).sum()))
+    return share_interval(trials, trials)[0], 1.0
+
+
 def paired(truth: Ints, bundle: Ints, reference: Ints, lots: Ints) -> dict[str, Any]:
     """Is the bundle as good as the reference on the same wafers? Accuracy difference (bundle minus reference)
     with its interval over lots, and McNemar's exact test on the wafers that only one of them gets right."""
@@ -134,8 +168,9 @@ def divergence(reference: Floats, other: Floats) -> Floats:
     return np.asarray(rel_entr(p, np.maximum(q, 1e-300)).sum(axis=1))
 
 
-def reliability(confidence: Floats, correct: NDArray[np.bool_]) -> dict[str, Any]:
-    """Expected calibration error over 15 bins of equal width (Guo et al., 2017), with the bins."""
+def reliability(confidence: Floats, correct: NDArray[np.bool_], lots: Ints) -> dict[str, Any]:
+    """Expected calibration error over 15 bins of equal width (Guo et al., 2017), with its interval over lots
+    and the bins."""
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
     bins = [
         {
@@ -147,7 +182,33 @@ def reliability(confidence: Floats, correct: NDArray[np.bool_]) -> dict[str, Any
         if at.any()
     ]
     error = sum(b["count"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / max(len(confidence), 1)
-    return {"ece": float(error), "bins": bins}
+    low, high = _calibration_interval(confidence, correct, lots, place)
+    # A resample adds noise to every bin, and noise only adds to this error: all resamples may lie above it.
+    return {"ece": float(error), "ece_low": min(low, float(error)), "ece_high": high, "bins": bins}
+
+
+def _calibration_interval(
+    confidence: Floats, correct: NDArray[np.bool_], lots: Ints, place: Ints, seed: int = 0
+) -> tuple[float, float]:
+    """Of the sum over bins of |sum of confidence - sum of right answers|, over the wafers of the resample."""
+    gaps = np.where(place[:, None] == np.arange(BINS), (confidence - correct)[:, None], 0.0)
+    totals = _resampled(np.column_stack([gaps, np.ones(len(gaps))]), lots, seed)
+    low, high = _middle(np.abs(totals[:, :BINS]).sum(axis=1) / np.maximum(totals[:, BINS], 1))
+    if correct.all():
+        # Errors that no wafer shows could still be as frequent as Wilson's limit, at any confidence.
+        high = max(high, share_interval(0, len(np.unique(lots)))[1])
+    return low, high
+
+
+def ratio_interval(above: Floats, below: Floats, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of median(``above``) / median(``below``): (N,) and (M,) values, such as the times of
+    calls, each resampled by itself."""
+    chance = np.random.default_rng(seed)
+    tops, bottoms = (
+        np.median(values[chance.integers(len(values), size=(RESAMPLES, len(values)))], axis=1)
+        for values in (np.asarray(above), np.asarray(below))
+    )
+    return _middle(tops / bottoms)
 
 
 def calibrated(log_probs: Floats, temperature: float) -> Floats:

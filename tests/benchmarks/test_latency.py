@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.contenders import Answer
+from benchmarks.contenders import BUNDLE, Answer
 from benchmarks.latency import Race, race
 from wafervlm.errors import UsageError
 
@@ -65,6 +65,20 @@ def test_noise_hits_all_alike() -> None:
 def test_what_cannot_be_timed(count: int, calls: int) -> None:
     with pytest.raises(UsageError, match="cannot time"):
         race({"one": Sleeper(0)}, paths(count), {"one": calls})
+
+
+def test_ratios_are_of_medians_and_hold_the_truth() -> None:
+    chance = np.random.default_rng(8)
+    times = {BUNDLE: 2 + chance.exponential(1, 200), "slow": 20 + chance.exponential(10, 20)}
+    answers = {name: [Answer("", {"run": t / 2}) for t in spent] for name, spent in times.items()}
+    found = Race({name: spent.tolist() for name, spent in times.items()}, answers)
+    slow = found.ratios("slow")
+    assert slow["call"] == pytest.approx(np.median(times["slow"]) / np.median(times[BUNDLE]))
+    truth = (20 + 10 * np.log(2)) / (2 + np.log(2))
+    assert slow["call_low"] < truth < slow["call_high"]
+    assert slow["run"] == pytest.approx(slow["call"])
+    assert (slow["run_low"], slow["run_high"]) == pytest.approx((slow["call_low"], slow["call_high"]))
+    assert set(found.ratios(BUNDLE).values()) == {1.0}
 
 
 def test_percentiles_are_numpys() -> None:

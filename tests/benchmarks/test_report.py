@@ -1,4 +1,4 @@
-"""The page: pictures that are the wafers, a cap that is stated, names that cannot break it."""
+"""The page: pictures that are the wafers, every disagreement, names that cannot break it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.pictures import disagreements, picture
-from benchmarks.report import MOST_PICTURES, render_report
+from benchmarks.report import OPEN_PICTURES, render_report
 from tests.benchmarks.conftest import Ran
 from train.dataset import Sample
 from train.synthetic import wafers
@@ -40,27 +40,43 @@ def test_a_picture_is_the_wafer(synthetic_wafers: list[tuple[WaferMap, str]], ti
     assert (enlarged == render(wafer, tiny_task.render)).mean() > 0.95
 
 
-def test_every_disagreement_is_shown_up_to_a_stated_cap(report: dict[str, Any], tiny_task: Task) -> None:
-    labels = [tiny_task.labels[i % 9] for i in range(70)]
+def test_every_disagreement_is_shown_and_the_surest_are_open(report: dict[str, Any], tiny_task: Task) -> None:
+    labels = [tiny_task.labels[i % 9] for i in range(90)]
     samples = [Sample(wafer, label) for wafer, label in zip(wafers(labels, seed=4), labels, strict=True)]
     chance = np.random.default_rng(1)
-    ours, theirs = (np.log(chance.dirichlet(np.full(9, 0.3), 70) + 1e-9) for _ in range(2))
+    ours, theirs = (np.log(chance.dirichlet(np.full(9, 0.3), 90) + 1e-9) for _ in range(2))
     entries = disagreements(samples, tiny_task, ours, theirs, 1.0)
     differ = ours.argmax(axis=1) != theirs.argmax(axis=1)
     assert {entry["id"] for entry in entries} == {samples[i].wafer.id for i in np.flatnonzero(differ)}
-    first = next(s for s in range(70) if samples[s].wafer.id == entries[0]["id"])
+    first = next(s for s in range(90) if samples[s].wafer.id == entries[0]["id"])
     assert entries[0]["bundle"]["label"] == tiny_task.labels[ours[first].argmax()]
     assert entries[0]["reference"]["right"] == (tiny_task.labels[theirs[first].argmax()] == labels[first])
     report["comparison"]["disagreements"] = list(range(len(entries)))
     page = render_report(report, {"maps": entries})
-    assert len(entries) > MOST_PICTURES
-    assert page.count('class="wafer"') == MOST_PICTURES
-    assert f"the {MOST_PICTURES} on which both are surest are shown" in page
+    assert len(entries) > OPEN_PICTURES
+    assert all(entry["picture"] in page for entry in entries)
+    assert page.count('class="wafer"') == len(entries)
+    opened, folded = page.split(f"<details><summary>The other {len(entries) - OPEN_PICTURES}</summary>")
+    assert opened.count('class="wafer"') == OPEN_PICTURES
+    assert folded.split("</details>")[0].count('class="wafer"') == len(entries) - OPEN_PICTURES
+    assert f"first the {OPEN_PICTURES} on which both are surest" in page
     few = {"maps": entries[:7]}
     report["comparison"]["disagreements"] = list(range(7))
     page = render_report(report, few)
     assert page.count('class="wafer"') == 7
-    assert "are shown" not in page
+    assert "The other" not in page
+
+
+def test_an_interval_stands_beside_its_figure(report: dict[str, Any]) -> None:
+    model, kl = report["models"]["bundle"], report["comparison"]["kl"]
+    model |= {"mean_class_recall": 0.5, "mean_class_recall_low": 0.412, "mean_class_recall_high": 0.613}
+    model["calibration"] |= {"ece": 0.03, "ece_low": 0.0123, "ece_high": 0.0534}
+    kl |= {"mean": 0.002, "mean_low": 0.0013, "mean_high": 0.0037}
+    ratios = report["latency"]["ratios"]["reference_generate"]
+    ratios |= {"call": 12.0, "call_low": 11.25, "call_high": 13.75}
+    page = render_report(report, {"maps": []})
+    for shown in ("[41.2, 61.3]", "[1.2, 5.3]", "[0.0013, 0.0037]", "[11.25, 13.75]"):
+        assert shown in page
 
 
 def test_names_cannot_break_the_page(report: dict[str, Any]) -> None:

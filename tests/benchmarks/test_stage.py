@@ -67,6 +67,8 @@ def test_kl_is_that_of_the_stored_scores(folder: Path) -> None:
     kl = (np.exp(p) * (p - q)).sum(axis=1)
     assert report["comparison"]["kl"]["mean"] == pytest.approx(kl.mean(), rel=1e-3)
     assert kl.mean() > 0
+    found = report["comparison"]["kl"]
+    assert 0 < found["mean_low"] < found["mean"] < found["mean_high"] < found["max"]
     assert report["reference_checks"]["one_forward_max_abs_difference"] < 1e-4
 
 
@@ -79,6 +81,9 @@ def test_the_report_says_what_it_must(ran: Ran, folder: Path) -> None:
         assert sum(times["parts"].values()) <= 1.05 * times["p99"]
     ratio = report["latency_ms"]["openvino"]["p50"] / report["latency_ms"]["bundle"]["p50"]
     assert report["latency"]["ratios"]["openvino"]["call"] == pytest.approx(ratio)
+    for found in report["latency"]["ratios"].values():
+        assert 0 < found["call_low"] <= found["call"] <= found["call_high"]
+        assert 0 < found["run_low"] <= found["run"] <= found["run_high"]
     assert report["latency"]["agreement"]["bundle"] == 1
     assert report["machine"]["threads"] == 1
     assert report["reference_is_parent"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 from sklearn.metrics import accuracy_score, recall_score
 
 from benchmarks import statistics as st
@@ -76,6 +77,34 @@ def test_per_class_matches_sklearn() -> None:
     assert all(row["recall_low"] <= row["recall"] <= row["recall_high"] for row in table.values())
 
 
+def test_interval_of_mean_class_recall_is_scipys_where_wafers_stand_alone() -> None:
+    rng = np.random.default_rng(3)
+    truth, lots = rng.integers(0, 3, 300), np.arange(300)
+    answer = np.where(rng.random(300) < 0.7, truth, rng.integers(0, 3, 300))
+    expected = bootstrap(
+        (truth, answer),
+        st.mean_class_recall,
+        paired=True,
+        vectorized=False,
+        method="percentile",
+        n_resamples=2000,
+        rng=np.random.default_rng(4),
+    ).confidence_interval
+    found = st.mean_class_recall_interval(truth, answer, lots)
+    assert found == pytest.approx((expected.low, expected.high), abs=0.01)
+    # The same answers in lots of 30 that stand together say less.
+    order = np.argsort(answer == truth)
+    low, high = st.mean_class_recall_interval(truth[order], answer[order], lots // 30)
+    assert high - low > 2 * (found[1] - found[0])
+
+
+def test_mean_class_recall_of_all_is_as_uncertain_as_the_rarest_class() -> None:
+    truth = np.repeat([0, 1], [90, 10])
+    low, high = st.mean_class_recall_interval(truth, truth, np.arange(100))
+    # The mean of two shares, of 90 and of 10 trials, varies as one share of 4 / (1 / 90 + 1 / 10) = 36 does.
+    assert (low, high) == (pytest.approx(st.share_interval(36, 36)[0]), 1.0)
+
+
 def test_paired_counts_only_the_discordant() -> None:
     truth = np.zeros(100, dtype=np.int64)
     bundle, reference = truth.copy(), truth.copy()
@@ -87,9 +116,48 @@ def test_paired_counts_only_the_discordant() -> None:
 
 
 def test_calibration_error_of_a_model_that_is_always_sure() -> None:
-    found = st.reliability(np.ones(10), np.array([True] * 7 + [False] * 3))
+    found = st.reliability(np.ones(10), np.array([True] * 7 + [False] * 3), np.arange(10))
     assert found["ece"] == pytest.approx(0.3)
     assert found["bins"] == [{"confidence": 1.0, "accuracy": 0.7, "count": 10}]
+    # Of one lot there is nothing to resample but itself.
+    one = st.reliability(np.ones(10), np.array([True] * 7 + [False] * 3), np.zeros(10, dtype=np.int64))
+    assert (one["ece_low"], one["ece_high"]) == pytest.approx((0.3, 0.3))
+
+
+def test_calibration_interval_of_one_bin_is_that_of_the_share_wrong() -> None:
+    """Always sure, the error is the share of wrong answers, whose interval is known."""
+    correct, lots = np.arange(400) % 5 > 0, np.arange(400) // 4
+    found = st.reliability(np.ones(400), correct, lots)
+    share = st.mean_by_lot((~correct).astype(float), lots)
+    assert (found["ece_low"], found["ece_high"]) == pytest.approx((share.low, share.high))
+    assert found["ece_low"] < found["ece"] < found["ece_high"]
+
+
+def test_calibration_interval_holds_its_value_and_what_no_wafer_shows() -> None:
+    chance = np.random.default_rng(5)
+    confidence = chance.random(300)
+    correct = chance.random(300) < confidence
+    found = st.reliability(confidence, correct, np.arange(300))
+    assert found["ece_low"] <= found["ece"] < found["ece_high"]
+    whole = st.reliability(np.full(40, 0.999), np.ones(40, dtype=bool), np.arange(40) // 2)
+    assert whole["ece"] == pytest.approx(0.001)
+    assert whole["ece_high"] == pytest.approx(st.share_interval(0, 20)[1])
+
+
+def test_ratio_interval_is_scipys() -> None:
+    chance = np.random.default_rng(6)
+    above, below = 30 + chance.exponential(4, 61), 5 + chance.exponential(1, 200)
+    expected = bootstrap(
+        (above, below),
+        lambda a, b, axis: np.median(a, axis=axis) / np.median(b, axis=axis),
+        method="percentile",
+        n_resamples=4000,
+        rng=np.random.default_rng(7),
+    ).confidence_interval
+    found = st.ratio_interval(above, below)
+    assert found == pytest.approx((expected.low, expected.high), rel=0.02)
+    assert found[0] < np.median(above) / np.median(below) < found[1]
+    assert st.ratio_interval(np.full(5, 6.0), np.full(9, 2.0)) == (3.0, 3.0)
 
 
 def test_divergence_of_two_coins() -> None:
@@ -123,3 +191,9 @@ def test_figures_of_a_model_and_of_a_pair() -> None:
     assert pair["agreement"]["value"] == pytest.approx(39 / 40)
     assert pair["disagreements"] == [0]
     assert pair["kl"]["max"] > 0
+    # One wafer of 40 lots differs: a resample holds it not at all, or a few times.
+    assert pair["kl"]["mean"] == pytest.approx(pair["kl"]["max"] / 40)
+    assert (pair["kl"]["mean_low"], pair["kl"]["mean_high"]) == pytest.approx((0, 3 * pair["kl"]["mean"]))
+    low, high = figures["mean_class_recall_low"], figures["mean_class_recall_high"]
+    assert low < figures["mean_class_recall"] < high == 1
+    assert figures["calibration"]["ece_low"] < figures["calibration"]["ece_high"]
