@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from train.commands import device_option, next_command, settled_device
 from wafervlm import console
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -42,7 +43,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     show_default=True,
     help="Of the Hessians.",
 )
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@device_option
 @click.option("--seed", default=0, show_default=True, help="Which maps are drawn.")
 @click.option(
     "--compare",
@@ -54,7 +55,16 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option(
     "--compare-on",
     type=click.Path(exists=True, path_type=Path),
-    help="Labelled maps for that table.  [default: the dataset's tune part]",
+    metavar="MAPS",
+    help="Labelled maps for that table: a dataset folder, of which --compare-split is read, or a source of "
+    "labelled maps, which is read whole.  [default: the tune part of --dataset]",
+)
+@click.option(
+    "--compare-split",
+    type=click.Choice(["tune", "test"]),
+    default="test",
+    show_default=True,
+    help="Part of the dataset folder --compare-on to read; of no effect without one.",
 )
 @console.json_option
 def calibrate(checkpoint: Path, dataset: Path, out: Path, as_json: bool, **options: Any) -> None:
@@ -67,6 +77,7 @@ def calibrate(checkpoint: Path, dataset: Path, out: Path, as_json: bool, **optio
     \b
     Example:
       wafervlm calibrate runs/merged -d runs/data -o runs/gptq --group 32
+      wafervlm calibrate runs/merged -d runs/data -o runs/gptq --compare runs/table --compare-on runs/data
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -74,22 +85,25 @@ def calibrate(checkpoint: Path, dataset: Path, out: Path, as_json: bool, **optio
 
     from calibrate.stage import calibrate as run
 
-    table, table_maps = options.pop("compare"), options.pop("compare_on")
+    table, on, part = (options.pop(name) for name in ("compare", "compare_on", "compare_split"))
     settings = _settings(options)
     console.settings({"checkpoint": checkpoint, "dataset": dataset, "out": out, **asdict(settings)})
+    if table is not None:
+        from calibrate.compare import TABLE, compare, maps_to_judge
+
+        maps_to_judge(dataset, on, part)  # what is wrong with them is told before hours of calibration
     figures = run(checkpoint, dataset, out, settings)
     if table is not None:
-        from calibrate.compare import TABLE, compare
-
-        figures["comparison"] = compare(checkpoint, dataset, table, settings, table_maps)
+        figures["comparison"] = compare(checkpoint, dataset, table, settings, on, part)
         console.say((table / TABLE).read_text(encoding="utf-8"))
     console.result({"checkpoint": str(out), **figures}, as_json)
-    console.next_command(f"wafervlm export -m {out} -d {dataset} -o {out.with_name('bundle')}")
+    next_command("export", out, "-d", dataset, "-o", out.with_name("bundle"))
 
 
 def _settings(options: dict[str, Any]) -> Any:
     from calibrate.gptq import Scheme
     from calibrate.stage import CalibrateSettings
 
+    options["device"] = settled_device(options["device"])
     names = ("bits", "group", "damping", "act_order", "clip", "precision")
     return CalibrateSettings(Scheme(**{name: options.pop(name) for name in names}), **options)

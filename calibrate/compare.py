@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from calibrate.inputs import Kind
-from calibrate.judge import accuracy, agreement, score
+from calibrate.interval import DRAWS, lots_of
+from calibrate.judge import accuracy, agreement, intervals, score
 from calibrate.layers import round_model
 from calibrate.stage import CalibrateSettings, draw, load, quantize_checkpoint
 from train.artefact import Provenance, folder_digest, is_complete, write_provenance, writing
-from train.dataset import Sample, dataset_task, read_labelled
+from train.dataset import DIES, Sample, dataset_task, read_labelled
 from train.samples import held_out
 from train.scorer import Scores
 from wafervlm.errors import DatasetError
@@ -33,34 +34,47 @@ _OURS, _OTHERS = "#20908c", "#909090"
 @dataclass(frozen=True)
 class Row:
     """One way to store the weights, judged on the same maps: ``label_agreement`` with full precision,
-    ``accuracy``, and ``kl``, the mean divergence in nats of the label distribution from full precision's."""
+    ``accuracy``, and ``kl``, the mean divergence in nats of the label distribution from full precision's;
+    ``..._low`` and ``..._high`` are the ends of 95 % intervals, over lots where they are known."""
 
     method: str
     bits: int
     label_agreement: float
     accuracy: float
     kl: float
+    label_agreement_low: float
+    label_agreement_high: float
+    kl_low: float
+    kl_high: float
 
 
 def compare(
-    source: Path, dataset: Path, out: Path, settings: CalibrateSettings, on: Path | None = None
+    source: Path,
+    dataset: Path,
+    out: Path,
+    settings: CalibrateSettings,
+    on: Path | None = None,
+    split: str = "test",
 ) -> list[dict[str, Any]]:
-    """Quantize ``source`` in every way at 4 and at 3 bits, judge each on the labelled maps ``on`` (by default
-    the tune part of ``dataset``), and write the table to the folder ``out`` as JSON, Markdown and picture.
+    """Quantize ``source`` in every way at 4 and at 3 bits, judge each on what ``maps_to_judge`` reads, and
+    write the table to the folder ``out`` as JSON, Markdown and picture.
 
     Returns its rows. Raises DatasetError where there are no maps to judge on.
     """
     out = Path(out)
-    provenance = _provenance(source, dataset, settings, on)
+    provenance = _provenance(source, dataset, settings, on, split)
     if out.exists() and is_complete(out, provenance):
         return list(json.loads((out / JSON).read_text(encoding="utf-8"))["rows"])
+    samples = maps_to_judge(dataset, on, split)
     task = dataset_task(dataset)
-    samples = read_labelled(on, spec=task.render) if on else held_out(dataset, "tune")
-    if not samples:
-        raise DatasetError(f"{on or dataset} has no labelled maps to judge on")
     rows = list(_rows(source, dataset, task, samples, settings))
     with writing(out, overwrite=True) as folder:
-        record = {"maps": len(samples), "group": settings.scheme.group, "rows": [asdict(row) for row in rows]}
+        record = {
+            "maps": len(samples),
+            "part": _part(on, split),
+            "group": settings.scheme.group,
+            "rows": [asdict(row) for row in rows],
+        }
         (folder / JSON).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         (folder / TABLE).write_text(markdown(rows, len(samples)), encoding="utf-8")
         draw_rows(rows, folder / PICTURE)
@@ -68,17 +82,33 @@ def compare(
     return [asdict(row) for row in rows]
 
 
+def maps_to_judge(dataset: Path, on: Path | None, split: str) -> list[Sample]:
+    """Part ``split`` of ``on`` where that is a dataset folder, all its labelled maps where it is another
+    source, and the tune part of ``dataset`` where it is None. Raises DatasetError where there are none."""
+    part = _part(on, split)
+    if on is None:
+        samples = held_out(dataset, part)
+    else:
+        samples = read_labelled(on, None if part == "all" else part, spec=dataset_task(dataset).render)
+    if not samples:
+        raise DatasetError(f"{on or dataset} has no labelled maps to judge on")
+    return samples
+
+
 def markdown(rows: Sequence[Row], maps: int) -> str:
     """The table as Markdown."""
     lines = [
-        f"| weights | bits | label agreement | accuracy | KL, nats ({maps} maps) |",
+        f"| weights | bits | label agreement (95 %) | accuracy | KL, nats (95 %), {maps} maps |",
         "|---|---:|---:|---:|---:|",
-        *(
-            f"| {r.method} | {r.bits} | {r.label_agreement:.2%} | {r.accuracy:.2%} | {r.kl:.2g} |"
-            for r in rows
-        ),
+        *map(_line, rows),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _line(row: Row) -> str:
+    agree = f"{row.label_agreement:.2%} ({row.label_agreement_low:.2%} to {row.label_agreement_high:.2%})"
+    kl = f"{row.kl:.2g} ({row.kl_low:.2g} to {row.kl_high:.2g})"
+    return f"| {row.method} | {row.bits} | {agree} | {row.accuracy:.2%} | {kl} |"
 
 
 def draw_rows(rows: Sequence[Row], path: Path) -> None:
@@ -114,7 +144,10 @@ def _rows(
     full = load(source, settings)
     stored = 8 * full.model.lm_head.weight.element_size()
     before = score(full, task, samples, "score full precision")
-    yield _judged("full precision", stored, before, before, task, samples)
+    # It agrees with itself by definition, whatever the maps.
+    itself = dict.fromkeys(("label_agreement", "label_agreement_low", "label_agreement_high"), 1.0)
+    itself |= dict.fromkeys(("kl", "kl_low", "kl_high"), 0.0)
+    yield Row("full precision", stored, accuracy=accuracy(before, samples, task), **itself)
     del full
     maps, _ = draw(dataset, settings)
     for bits in BITS:
@@ -133,11 +166,23 @@ def _rows(
 def _judged(
     method: str, bits: int, before: Scores, after: Scores, task: Task, samples: Sequence[Sample]
 ) -> Row:
-    return Row(method, bits, accuracy=accuracy(after, samples, task), **agreement(before, after))
+    figures = agreement(before, after) | intervals(before, after, lots_of(samples))
+    return Row(method, bits, accuracy=accuracy(after, samples, task), **figures)
 
 
-def _provenance(source: Path, dataset: Path, settings: CalibrateSettings, on: Path | None) -> Provenance:
+def _part(on: Path | None, split: str) -> str:
+    """Which part is judged on: "all" of a source that has none."""
+    if on is None:
+        return "tune"
+    return split if (on / DIES).is_file() else "all"
+
+
+def _provenance(
+    source: Path, dataset: Path, settings: CalibrateSettings, on: Path | None, split: str
+) -> Provenance:
     inputs = {"checkpoint": folder_digest(source), "dataset": folder_digest(dataset)}
     if on is not None:
         inputs["maps"] = folder_digest(on)
-    return Provenance("compare", inputs, asdict(settings), settings.seed)
+    # With the draws, so that tables from before there were intervals are made anew.
+    more = {"part": _part(on, split), "draws": DRAWS}
+    return Provenance("compare", inputs, {**asdict(settings), **more}, settings.seed)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.special import rel_entr
 
+from calibrate.interval import Floats, Ints, mean_interval, share_interval
 from train.dataset import Sample
 from train.loading import Checkpoint
 from train.progress import track
@@ -36,11 +37,23 @@ def score(
 def agreement(before: Scores, after: Scores) -> dict[str, float]:
     """Share of equal labels, and the mean KL divergence in nats of the label distribution ``after`` from
     ``before``, both (N, L) log-probabilities."""
+    return {"label_agreement": float(_equal(before, after).mean()), "kl": float(_kl(before, after).mean())}
+
+
+def intervals(before: Scores, after: Scores, lots: Ints) -> dict[str, float]:
+    """The 95 % intervals of what ``agreement`` gives, over ``lots`` (N,), as ``..._low`` and ``..._high``."""
+    low, high = share_interval(_equal(before, after), lots)
+    kl_low, kl_high = mean_interval(_kl(before, after), lots)
+    return {"label_agreement_low": low, "label_agreement_high": high, "kl_low": kl_low, "kl_high": kl_high}
+
+
+def _equal(before: Scores, after: Scores) -> Floats:
+    return np.asarray(before.argmax(axis=1) == after.argmax(axis=1), dtype=np.float64)
+
+
+def _kl(before: Scores, after: Scores) -> Floats:
     p, q = np.exp(before), np.maximum(np.exp(after), 1e-300)
-    return {
-        "label_agreement": float((before.argmax(axis=1) == after.argmax(axis=1)).mean()),
-        "kl": float(rel_entr(p, q).sum(axis=1).mean()),
-    }
+    return np.asarray(rel_entr(p, q).sum(axis=1), dtype=np.float64)
 
 
 def accuracy(scores: Scores, samples: Sequence[Sample], task: Task) -> float:

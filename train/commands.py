@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,29 @@ from train.data_commands import data as data
 from wafervlm import console
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute; auto takes cuda where there is a GPU.",
+)
+"""Decorator that adds ``--device`` to a command; ``settled_device`` decides what auto is."""
+
+
+def settled_device(device: str) -> str:
+    """``device`` with "auto" decided for this machine, so that what is recorded is what was used."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def next_command(*words: object) -> None:
+    """Name the command that usually follows, quoted so that it can be pasted into a shell."""
+    console.next_command(shlex.join(["wafervlm", *map(str, words)]))
 
 
 def _explain(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -82,10 +106,8 @@ def train(
     if not outcome.trained_now:
         console.say(f"{outcome.adapter} is complete and was made from the same base, dataset and settings")
     console.result(outcome.summary(), as_json)
-    console.next_command(
-        f"wafervlm merge -b {settings.model.base} -a {outcome.adapter} -d {settings.data.dataset} "
-        f"-o {outcome.adapter.with_name('merged')}"
-    )
+    model, dataset_folder, adapter = settings.model.base, settings.data.dataset, outcome.adapter
+    next_command("merge", "-b", model, "-a", adapter, "-d", dataset_folder, "-o", adapter.with_name("merged"))
 
 
 @click.command()
@@ -111,8 +133,9 @@ def train(
     show_default=True,
     help="Maps that the gates are taken on.",
 )
+@device_option
 @console.json_option
-def merge(base: Path, adapter: Path, dataset: Path, out: Path, dtype: str, maps: int, as_json: bool) -> None:
+def merge(base: Path, adapter: Path, dataset: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Merge an adapter into its base and check that the answers stay the same.
 
     The result is a checkpoint folder that transformers and vLLM load. Where a gate is missed nothing is
@@ -125,13 +148,11 @@ def merge(base: Path, adapter: Path, dataset: Path, out: Path, dtype: str, maps:
     _stay_offline()
     from train.merge import MergeSettings, merge as merge_adapter
 
-    settings = MergeSettings(dtype=dtype, maps=maps)
-    console.settings(
-        {"base": base, "adapter": adapter, "dataset": dataset, "out": out, "dtype": dtype, "maps": maps}
-    )
-    parity = merge_adapter(base, adapter, dataset, out, settings)
+    options["device"] = settled_device(options["device"])
+    console.settings({"base": base, "adapter": adapter, "dataset": dataset, "out": out, **options})
+    parity = merge_adapter(base, adapter, dataset, out, MergeSettings(**options))
     console.result({"checkpoint": str(out), **parity}, as_json)
-    console.next_command(f"wafervlm calibrate --help, then wafervlm calibrate with the checkpoint {out}")
+    next_command("calibrate", out, "-d", dataset, "-o", out.with_name("gptq"))
 
 
 def _stay_offline() -> None:

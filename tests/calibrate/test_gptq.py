@@ -10,7 +10,11 @@ import pytest
 import torch
 
 from calibrate.gptq import Hessian, Scheme, gptq, group_scales, layer_error, round_to_nearest
-from tests.calibrate.conftest import correlated
+from calibrate.inputs import batches
+from calibrate.replay import begin, step, text_core
+from tests.calibrate.conftest import correlated, task_for
+from train.dataset import Sample
+from train.loading import Checkpoint
 from wafervlm.errors import CheckpointError, ConfigError
 
 WIDTH, OUTPUTS = 256, 48
@@ -32,17 +36,37 @@ def hessian() -> torch.Tensor:
     return hessian_of(correlated(2000, WIDTH))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_hessian_in_batches_equals_at_once(dtype: torch.dtype) -> None:
-    inputs = correlated(1000, 64)
-    parts = Hessian(64, dtype=dtype)
-    for part in inputs.split([1, 7, 392, 600]):
+def check_in_batches(inputs: torch.Tensor, sizes: list[int], dtype: torch.dtype) -> None:
+    """The Hessian of ``inputs`` (T, K) is the same in batches of ``sizes`` and at once: the sum of x xᵀ."""
+    parts = Hessian(inputs.shape[1], dtype=dtype)
+    for part in inputs.split(sizes):
         parts.add(part)
     exact = inputs.double().T @ inputs.double()
     tolerance = 1e-6 if dtype == torch.float32 else 1e-14
     for found in (parts.matrix, hessian_of(inputs, dtype)):
         assert float((found - exact).abs().max() / exact.abs().max()) < tolerance
-    assert parts.tokens == 1000
+    assert parts.tokens == len(inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_hessian_in_batches_equals_at_once(dtype: torch.dtype) -> None:
+    check_in_batches(correlated(1000, 64), [1, 7, 392, 600], dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_hessian_of_nanos_inputs_in_batches_equals_at_once(
+    nano: Checkpoint, samples: list[Sample], dtype: torch.dtype
+) -> None:
+    batch = begin(nano.model, batches(nano, task_for(nano), samples, "wafers", 18, seed=0)[0])
+    caught: list[torch.Tensor] = []
+    queries = text_core(nano.model).layers[0].self_attn.q_proj
+    hook = queries.register_forward_pre_hook(lambda _, args: caught.append(args[0][batch.valid]))
+    with torch.no_grad():
+        step(nano.model, 0, batch)
+    hook.remove()
+    (inputs,) = caught
+    assert len(inputs) > 1000
+    check_in_batches(inputs, [1, 99, 400, len(inputs) - 500], dtype)
 
 
 def test_hessian_of_batches_of_sequences_equals_that_of_their_tokens() -> None:

@@ -19,7 +19,7 @@ from calibrate.gptq import QuantizedWeight, Scheme, round_to_nearest
 from calibrate.layers import linears, put, round_model
 from calibrate.pack import PACKED, load_quantized, pack, read_packed, unpack, write_quantized
 from calibrate.replay import text_core
-from train.loading import load_checkpoint
+from train.loading import Checkpoint, load_checkpoint
 from train.merge import write_checkpoint
 from train.scorer import tree_log_probs
 from wafervlm.errors import CheckpointError, ConfigError
@@ -51,6 +51,16 @@ def test_packed_weights_unpack_to_the_same(bits: int, groups: int, outputs: int,
     assert torch.equal(found.levels, weight.levels)
     assert torch.equal(found.scales, weight.scales)
     assert torch.equal(found.dense(), weight.dense())
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_nanos_weights_unpack_to_the_same(nano: Checkpoint, bits: int) -> None:
+    for name, module in linears(nano.model, 0).items():
+        weight = round_to_nearest(module.weight.detach(), Scheme(bits=bits, group=32))
+        found = unpack(pack(weight, bits), name, bits)
+        assert torch.equal(found.levels, weight.levels) and torch.equal(found.scales, weight.scales)
+        assert torch.equal(found.dense(), weight.dense()), name
+        assert len(found.levels.unique()) == 1 << bits
 
 
 def test_four_bits_lie_where_autogptq_puts_them() -> None:

@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from train.build import BuildConfig, build_dataset
-from train.commands import data, merge, train
+from train.commands import data, merge, settled_device, train
 from train.config import Settings, leaves, read_settings
 from wafervlm.cli import main
-from wafervlm.errors import ConfigError
+from wafervlm.errors import ConfigError, ProviderError
 from wafervlm.task import Task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +60,20 @@ def test_train_then_merge(tmp_path: Path, tiny_checkpoint: Path, dataset: Path, 
     arguments = [*map(str, folders), "--dtype", "float32", "--json"]
     merged = CliRunner().invoke(merge, arguments, catch_exceptions=False)
     assert json.loads(merged.stdout)["merge_distance"] < 1e-4
+    shown = dict(line.split(maxsplit=1) for line in merged.stderr.splitlines() if line.startswith("  "))
+    assert shown["device"] == settled_device("auto")
     assert (tmp_path / "merged" / "config.json").is_file()
+
+
+def test_merge_on_a_gpu_that_is_not_there_is_told(
+    tmp_path: Path, tiny_checkpoint: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    # The adapter is never opened: where to compute is looked at first.
+    folders = ["-b", tiny_checkpoint, "-a", tiny_checkpoint, "-d", dataset, "-o", tmp_path / "merged"]
+    with pytest.raises(ProviderError, match="'cuda' was asked for"):
+        CliRunner().invoke(merge, [*map(str, folders), "--device", "cuda"], catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_recipes_file_is_reported(tmp_path: Path, tiny_checkpoint: Path, dataset: Path) -> None:
