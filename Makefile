@@ -40,6 +40,7 @@ lint: venv  ## ruff, mypy --strict and the import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 wafervlm
 	$(BIN)/lint-imports --no-logo
 
 verify-nano: venv  ## Rebuild the embedded bundle from its base and adapter, and compare its scores

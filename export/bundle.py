@@ -52,7 +52,8 @@ def write_bundle(folder: Path, name: str, contents: Contents) -> Manifest:
 
     ``verify_tolerance`` is 1e-3 where the graph is deployed at exact accuracy; else twice the largest
     difference to the reference seen on the golden maps, and at least 1e-3. Raises GateError where the scores
-    at exact accuracy are not the reference's, or the deployed graph's labels are others.
+    at exact accuracy are not the reference's, or the deployed graph's labels are others on more than a tenth
+    of the golden maps.
     """
     save_model(contents.build("float32"), folder / contents.graph.file)
     maps = tuple(sample.wafer for sample in contents.golden)

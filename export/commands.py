@@ -65,7 +65,7 @@ def export(
     """Turn CHECKPOINT, merged or quantized, into a bundle: one ONNX graph, golden maps, a manifest.
 
     The graph's scores must equal the checkpoint's within 1e-3 at exact accuracy, with the vision tower in
-    float32, and as deployed it must give the same labels, else nothing is written.
+    float32, and as deployed it must give the same labels on nine golden maps in ten, else nothing is written.
 
     \b
     Example:

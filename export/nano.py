@@ -5,6 +5,8 @@
     python -m export.nano           write the bundle into the package
     python -m export.nano --check   rebuild it elsewhere and compare its scores with the package's
 
+With ``--keep DIR`` the full-precision parent stays in DIR/merged, for ``wafervlm benchmark --reference``.
+
 Calibration and temperature need the maps that nano was adapted on: train_pool.npz of WM-811K.
 """
 
@@ -151,8 +153,14 @@ def _default_source() -> Path:
     default=None,
     help="train_pool.npz.  [default: $WAFERVLM_DATA/wm811k/train_pool.npz]",
 )
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder in which to keep what comes before the bundle: data, merged, gptq.  [default: none is kept]",
+)
 @console.json_option
-def main(only_check: bool, source: Path | None, as_json: bool) -> None:
+def main(only_check: bool, source: Path | None, keep: Path | None, as_json: bool) -> None:
     """Rebuild the embedded bundle from its committed base and adapter.
 
     \b
@@ -165,8 +173,9 @@ def main(only_check: bool, source: Path | None, as_json: bool) -> None:
     recipe = NanoRecipe()
     console.settings({"source": source, "weights": recipe.weights, "check": only_check})
     with tempfile.TemporaryDirectory(prefix="wafervlm-nano-") as folder:
-        out = Path(folder) / "bundle" if only_check else EMBEDDED
-        rebuild(source, Path(folder), out, recipe)
+        work = keep or Path(folder)
+        out = work / "bundle" if only_check else EMBEDDED
+        rebuild(source, work, out, recipe)
         if only_check:
             figures = compare(open_bundle(out), open_bundle())
             console.result(figures, as_json)

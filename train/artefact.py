@@ -24,7 +24,7 @@ import psutil
 
 from wafervlm.errors import ManifestError, ResourceError, UsageError
 
-PROVENANCE = "provenance.json"
+PROVENANCE, CLAIM = "provenance.json", "claim.json"
 _VERSIONS_OF = ("numpy", "torch", "transformers", "peft", "trl", "onnx", "onnxruntime")
 
 
@@ -111,6 +111,32 @@ def is_complete(out: Path, provenance: Provenance) -> bool:
     wanted = json.loads(json.dumps(asdict(provenance), default=str))
     found = read_provenance(out)
     return all(found.get(key) == wanted[key] for key in ("stage", "inputs", "settings", "seed"))
+
+
+def claim(partial: Path, provenance: Provenance, *, begun: bool) -> None:
+    """Make ``partial`` the work folder of exactly what ``provenance`` describes. Raises UsageError where it
+    was ``begun`` otherwise, saying what differs."""
+    wanted = json.loads(
+        json.dumps({"inputs": dict(provenance.inputs), "settings": dict(provenance.settings)})
+    )
+    path = partial / CLAIM
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else wanted
+    if found != wanted and begun:
+        raise UsageError(
+            f"{partial} holds an unfinished training that was begun otherwise "
+            f"({_difference(found, wanted)}); remove the folder to begin anew, or choose another output"
+        )
+    beside = path.with_suffix(".writing")
+    beside.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+    beside.replace(path)
+
+
+def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    changed = [name for name, digest in wanted["inputs"].items() if found["inputs"].get(name) != digest]
+    settings = {**found["settings"], **wanted["settings"]}
+    changes = [(key, found["settings"].get(key), wanted["settings"].get(key)) for key in settings]
+    told = [f"{key} was {old!r} and is {new!r}" for key, old, new in changes if old != new]
+    return ", ".join([*(f"the {name} changed" for name in changed), *told])
 
 
 def folder_digest(path: Path) -> str:

@@ -23,7 +23,15 @@ import torch
 from peft import set_peft_model_state_dict
 from transformers.utils import logging as transformers_logging
 
-from train.artefact import Provenance, folder_digest, is_complete, read_provenance, write_provenance, writing
+from train.artefact import (
+    Provenance,
+    claim,
+    folder_digest,
+    is_complete,
+    read_provenance,
+    write_provenance,
+    writing,
+)
 from train.assembly import assemble
 from train.checkpoints import last_checkpoint
 from train.config import Settings, TrainSettings, flat_dict, to_dict
@@ -74,7 +82,7 @@ def fine_tune(settings: Settings) -> Outcome:
         shutil.rmtree(partial, ignore_errors=True)
         return _recorded(out)
     with _alone(partial), _quiet(), explained_memory(settings):
-        _claim(partial, provenance)
+        claim(partial, provenance, begun=last_checkpoint(partial / "checkpoints") is not None)
         outcome = _train(settings, partial, provenance)
     shutil.rmtree(partial, ignore_errors=True)
     return outcome
@@ -126,30 +134,6 @@ def _alone(partial: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UsageError(f"another process is training in {partial}; wait for it, or stop it") from None
         yield
-
-
-def _claim(partial: Path, provenance: Provenance) -> None:
-    """Make ``partial`` the work folder of exactly this training. Raises UsageError where it holds the
-    checkpoints of another."""
-    claim = json.loads(json.dumps({"inputs": dict(provenance.inputs), "settings": dict(provenance.settings)}))
-    path, checkpoints = partial / "claim.json", partial / "checkpoints"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else claim
-    if found != claim and last_checkpoint(checkpoints):
-        raise UsageError(
-            f"{partial} holds an unfinished training that was begun otherwise ({_difference(found, claim)}); "
-            "remove the folder to begin anew, or choose another output"
-        )
-    beside = path.with_suffix(".writing")
-    beside.write_text(json.dumps(claim, indent=1), encoding="utf-8")
-    beside.replace(path)
-
-
-def _difference(found: dict[str, Any], claim: dict[str, Any]) -> str:
-    changed = [name for name, digest in claim["inputs"].items() if found["inputs"].get(name) != digest]
-    settings = {**found["settings"], **claim["settings"]}
-    changes = [(key, found["settings"].get(key), claim["settings"].get(key)) for key in settings]
-    told = [f"{key} was {old!r} and is {new!r}" for key, old, new in changes if old != new]
-    return ", ".join([*(f"the {name} changed" for name in changed), *told])
 
 
 def _train(settings: Settings, partial: Path, provenance: Provenance) -> Outcome:

@@ -43,8 +43,8 @@ def make_task(
         labels=tuple(labels),
         prompt="What does this wafer show?",
         order=order,
-        answer_prefix="It is",
-        answer_suffix=".",
+        answer_prefix=prefix,
+        answer_suffix=suffix,
         render=RenderSpec(64, 64),
     )
 

@@ -13,6 +13,7 @@ import pytest
 import wafervlm
 from tests.wafervlm.toy import LABELS
 from wafervlm import WaferMap
+from wafervlm.bundle import EMBEDDED
 
 QUIET = """
 import os, sys
@@ -92,14 +93,15 @@ def test_import_is_light() -> None:
     assert float(done.stdout) < 0.3
 
 
-def test_loads_within_a_second(shared_toy_bundle: Path) -> None:
+@pytest.mark.parametrize("which", ["toy", "embedded"])
+def test_loads_within_a_second(shared_toy_bundle: Path, which: str) -> None:
     """CPU time of a first load in a new process, the import of the runtime included."""
     code = (
         "import sys, time; t = time.process_time(); import wafervlm;"
         "wafervlm.load(sys.argv[1], threads=1); print(time.process_time() - t)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(shared_toy_bundle)],
+        [sys.executable, "-c", code, str(shared_toy_bundle if which == "toy" else EMBEDDED)],
         cwd=_root(),
         capture_output=True,
         text=True,
