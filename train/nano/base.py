@@ -1,5 +1,8 @@
 """Train nano's base from scratch: it learns to see wafers, and is told no class.
 
+First the vision tower learns alone, from everything that can be measured on the dies (``train.nano.sight``);
+then the whole model answers questions about them (``train.nano.corpus``).
+
     python -m train.nano.base --pool ../shared/data/wm811k/train_pool.npz -o runs/nano-base
 
 Maps are those of the train side of the pool, without their labels, and synthetic scenes. Interrupt it
@@ -11,21 +14,22 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
 from train.artefact import (
     Provenance,
+    claim,
     folder_digest,
     is_complete,
     replace_folder,
@@ -34,247 +38,161 @@ from train.artefact import (
     writing,
 )
 from train.nano.config import NANO, build_model_folder, describe, save_processor_files, train_tokenizer
-from train.nano.corpus import letter_pieces, repeated_words, segments, tokenizer_texts, turns
-from train.patches import patchify
+from train.nano.corpus import tokenizer_texts
+from train.nano.plan import BaseSettings, learning_rate
+from train.nano.sight import Sight
+from train.nano.stream import Batch, Conversations, interest, train_side
 from train.progress import Progress
-from train.sources.npz import read_npz
 from train.speed import fast_vision
-from train.splits import load_split
-from train.synthetic import scene
-from wafervlm.geometry import measure
-from wafervlm.render import RenderSpec, render
-from wafervlm.wafermap import DieGrid, transform
+from wafervlm.errors import UsageError, WaferVLMError
 
 logger = logging.getLogger(__name__)
-Batch = dict[str, torch.Tensor]
-IGNORED = -100
+STATE, LOG = "optimizer.pt", "log.csv"
+COLUMNS = ("step", "part", "loss", "seconds")
+PARTS = {"sight": "vision tower: smooth L1", "questions": "questions: nats per answer token"}
+Row = dict[str, str]
 
 
-@dataclass(frozen=True)
-class BaseSettings:
-    """How the base is trained: ``steps`` on questions about dies, then ``word_steps`` in which one of the
-    questions is to repeat words, beginning at half the learning rate."""
-
-    steps: int = 4000
-    word_steps: int = 700
-    batch: int = 32
-    questions: int = 3
-    synthetic: float = 0.3
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warmup: int = 300
-    decay: float = 0.3
-    save_every: int = 250
-    seed: int = 11
-
-    @property
-    def total(self) -> int:
-        """Steps of both parts."""
-        return self.steps + self.word_steps
-
-
-class Conversations(IterableDataset[Batch]):
-    """Batches of conversations about wafers. Batch n depends on the seed and n only: training resumes."""
-
-    def __init__(
-        self,
-        pool: list[DieGrid],
-        weights: NDArray[np.float64],
-        tokenizer: Any,
-        settings: BaseSettings,
-        first: int,
-    ) -> None:
-        self.pool, self.weights, self.tokenizer = pool, weights, tokenizer
-        self.settings, self.first = settings, first
-        self.pieces = letter_pieces(tokenizer)
-        self.image_tokens = (NANO.image // NANO.patch // 2) ** 2
-
-    def __iter__(self) -> Iterator[Batch]:
-        torch.set_num_threads(1)
-        for step in range(self.first, self.settings.total):
-            yield self.batch(np.random.default_rng([self.settings.seed, step]), step >= self.settings.steps)
-
-    def batch(self, rng: np.random.Generator, words: bool) -> Batch:
-        """One batch, with ``words`` to repeat or not: token ids (B, T), mask, labels and token types alike,
-        pixel values, image grid."""
-        count = self.settings.batch
-        grids = [self._wafer(rng) for _ in range(count)]
-        rows = [self._tokens(grid, rng, words) for grid in grids]
-        length = max(len(ids) for ids, _ in rows)
-        ids = torch.full((count, length), self.tokenizer.pad_token_id)
-        labels = torch.full((count, length), IGNORED)
-        mask = torch.zeros((count, length), dtype=torch.long)
-        for i, (tokens, learned) in enumerate(rows):
-            ids[i, : len(tokens)] = torch.tensor(tokens)
-            labels[i, : len(tokens)] = torch.tensor(learned)
-            mask[i, : len(tokens)] = 1
-        images = np.stack([render(grid, RenderSpec(NANO.image, NANO.image)) for grid in grids])
-        side = NANO.image // NANO.patch
-        return {
-            "input_ids": ids,
-            "labels": labels,
-            "attention_mask": mask,
-            "mm_token_type_ids": (ids == self.tokenizer.convert_tokens_to_ids("<|image_pad|>")).long(),
-            "pixel_values": patchify(images, NANO.patch, 2),
-            "image_grid_thw": torch.tensor([[1, side, side]] * count),
-        }
-
-    def _wafer(self, rng: np.random.Generator) -> DieGrid:
-        if not self.pool or rng.random() < self.settings.synthetic:
-            return scene(rng)
-        grid = self.pool[int(rng.choice(len(self.pool), p=self.weights))]
-        return transform(grid, int(rng.integers(8)))
-
-    def _tokens(self, grid: DieGrid, rng: np.random.Generator, words: bool) -> tuple[list[int], list[int]]:
-        conversation = turns(grid, rng, self.settings.questions)
-        if words:
-            conversation[int(rng.integers(len(conversation)))] = repeated_words(self.pieces, rng)
-        ids: list[int] = []
-        labels: list[int] = []
-        for text, learned in segments(conversation, self.image_tokens, bool(rng.integers(2))):
-            piece = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            ids += piece
-            labels += piece if learned else [IGNORED] * len(piece)
-        return ids, labels
-
-
-def interest(pool: list[DieGrid]) -> NDArray[np.float64]:
-    """How often to show each map: those whose failing dies cluster more often, judged by the dies alone."""
-    clustered = np.array([sum(c.size for c in measure(g).clusters) / np.count_nonzero(g) for g in pool])
-    weights = 0.2 + np.clip(5 * clustered, 0, 1)
-    return np.asarray(weights / weights.sum())
-
-
-def learning_rate(step: int, settings: BaseSettings) -> float:
-    """Linear warm-up, constant, then linear to zero over the last ``decay`` of the steps; then again from
-    half the rate to zero while words are repeated."""
-    if step >= settings.steps:
-        done = step - settings.steps
-        return settings.learning_rate * min((done + 1) / 100, 1 - done / settings.word_steps) / 2
-    left = (settings.steps - step) / (settings.decay * settings.steps)
-    return settings.learning_rate * min((step + 1) / settings.warmup, 1.0, max(left, 0.0))
-
-
-def train_base(pool_file: Path | None, out: Path, settings: BaseSettings) -> None:
-    """Train and write the checkpoint folder ``out``; work in progress lies in ``out`` + ".partial"."""
+def train_base(pool_file: Path | None, out: Path, settings: BaseSettings, device: str = "cpu") -> None:
+    """Train on ``device`` and write the checkpoint folder ``out``; work in progress lies in ``out`` +
+    ".partial". Raises UsageError where either is there and was made otherwise."""
     inputs = {"pool": folder_digest(pool_file)} if pool_file else {}
     provenance = Provenance("nano-base", inputs, {**asdict(settings), "shape": describe(NANO)}, settings.seed)
-    if out.exists() and is_complete(out, provenance):
+    if out.exists():
+        if not is_complete(out, provenance):
+            raise UsageError(f"{out} exists already and was not made so; remove it or choose another output")
         logger.info("%s is complete", out)
         return
     partial = out.with_name(out.name + ".partial")
-    model, tokenizer, optimizer, step = _start(partial, settings)
-    pool = _pool(pool_file) if pool_file else []
-    data = Conversations(pool, interest(pool) if pool else np.zeros(0), tokenizer, settings, step)
-    _loop(model, optimizer, data, partial, settings, step)
+    partial.mkdir(parents=True, exist_ok=True)
+    claim(partial, provenance, begun=(partial / "checkpoint").exists())
+    training = BaseTraining(pool_file, partial, settings, device)
+    training.run()
     with writing(out) as folder:
         # Half the size; what is trained on it starts from the rounded weights, so nothing is lost later.
-        model.half().save_pretrained(folder)
-        save_processor_files(folder, NANO, tokenizer)
-        (folder / "log.csv").write_bytes((partial / "log.csv").read_bytes())
+        training.model.half().save_pretrained(folder)
+        save_processor_files(folder, NANO, training.tokenizer)
+        write_rows(folder / LOG, training.rows)
         write_provenance(folder, provenance)
-    draw_curve(out / "log.csv", out.with_name(f"{out.name}-curve.png"))
+    draw_curve(training.rows, out.with_name(f"{out.name}-curve.png"))
 
 
-def _pool(path: Path) -> list[DieGrid]:
-    rows = read_npz(path)
-    wanted = np.isin(rows.source_index, load_split("wm811k_pool")["train"])
-    return [rows.grid(int(i)) for i in np.flatnonzero(wanted)]
+class BaseTraining:
+    """The state of one training, taken up from the checkpoint in ``partial`` where there is one."""
+
+    def __init__(self, pool_file: Path | None, partial: Path, settings: BaseSettings, device: str) -> None:
+        self.settings, self.device, self.checkpoint = settings, device, partial / "checkpoint"
+        if not self.checkpoint.exists():
+            tokenizer = train_tokenizer(tokenizer_texts(settings.seed), NANO.vocabulary)
+            with writing(self.checkpoint) as folder:
+                build_model_folder(folder, NANO, tokenizer, settings.seed)
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(self.checkpoint)
+        model = Qwen3VLForConditionalGeneration.from_pretrained(self.checkpoint, dtype=torch.float32)
+        # Plain products beat the fused attention in bf16 on a CPU (train.speed).
+        model.set_attn_implementation("eager")
+        self.model: Any = fast_vision(model).to(device)
+        pool = train_side(pool_file) if pool_file else []
+        self.data = Conversations(pool, interest(pool) if pool else np.zeros(0), self.tokenizer, settings)
+        torch.manual_seed(settings.seed)
+        self.sight = Sight(NANO, self.data.sample()).to(device)
+        self.optimizer = torch.optim.AdamW(
+            [*self.model.parameters(), *self.sight.parameters()],
+            lr=settings.learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.rows: list[Row] = []
+        if (self.checkpoint / STATE).exists():
+            self._take_up()
+
+    def run(self) -> None:
+        """Train to the end, with a checkpoint every ``save_every`` steps and where a part ends."""
+        settings, losses = self.settings, list[float]()
+        begun = time.monotonic() - (float(self.rows[-1]["seconds"]) if self.rows else 0)
+        self.model.train()
+        loader = iter(DataLoader(self.data, batch_size=None, num_workers=1, prefetch_factor=4))
+        with Progress("base", settings.total, done=self.data.first) as progress:
+            for step, batch in enumerate(loader, start=self.data.first):
+                losses.append(self._step(step, batch))
+                part = "sight" if settings.sees(step) else "questions"
+                progress.advance(note=f"{part}, loss {np.mean(losses[-50:]):.3f}")
+                done = step + 1
+                if done % settings.save_every == 0 or done in (settings.sight_steps, settings.total):
+                    # The two parts have different losses: none is averaged over both.
+                    values = done, part, f"{np.mean(losses):.5f}", f"{time.monotonic() - begun:.0f}"
+                    self.rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))
+                    losses.clear()
+                    self.save(done)
+
+    def save(self, step: int) -> None:
+        """Put the state after ``step`` steps, with the log so far, in place of the checkpoint before."""
+        work = self.checkpoint.with_name("checkpoint.writing")
+        work.mkdir(exist_ok=True)
+        self.model.save_pretrained(work)
+        save_processor_files(work, NANO, self.tokenizer)
+        state = {"optimizer": self.optimizer.state_dict(), "sight": self.sight.state_dict(), "step": step}
+        torch.save(state, work / STATE)
+        write_rows(work / LOG, self.rows)
+        sync_tree(work)
+        replace_folder(work, self.checkpoint)
+
+    def _take_up(self) -> None:
+        state = torch.load(self.checkpoint / STATE, weights_only=True, map_location=self.device)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.sight.load_state_dict(state["sight"])
+        self.data.first = int(state["step"])
+        self.rows = read_rows(self.checkpoint / LOG)
+
+    def _step(self, step: int, batch: Batch) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.settings)
+        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=_has_bf16(self.device)):
+            if self.settings.sees(step):
+                loss = self.sight(self.model.model.visual, **batch)
+            else:
+                loss = self.model(**batch, use_cache=False).loss
+        loss.backward()
+        # Only what stays is kept from jumping, not the heads.
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(loss.item())
 
 
-def _start(
-    partial: Path, settings: BaseSettings
-) -> tuple[Qwen3VLForConditionalGeneration, PreTrainedTokenizerFast, torch.optim.Optimizer, int]:
-    checkpoint = partial / "checkpoint"
-    if not checkpoint.exists():
-        tokenizer = train_tokenizer(tokenizer_texts(settings.seed), NANO.vocabulary)
-        with writing(checkpoint) as folder:
-            build_model_folder(folder, NANO, tokenizer, settings.seed)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
-    model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
-    model.config._attn_implementation = model.model.language_model.config._attn_implementation = "eager"
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0
-    )
-    for group in optimizer.param_groups:
-        group["weight_decay"] = settings.weight_decay
-    step = 0
-    if (checkpoint / "optimizer.pt").exists():
-        state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
-        optimizer.load_state_dict(state["optimizer"])
-        step = int(state["step"])
-    return fast_vision(model), tokenizer, optimizer, step
+def _has_bf16(device: str) -> bool:
+    return bool(torch.cuda.is_bf16_supported() if device == "cuda" else torch.backends.mkldnn.is_available())
 
 
-def _loop(
-    model: Any,
-    optimizer: torch.optim.Optimizer,
-    data: Conversations,
-    partial: Path,
-    settings: BaseSettings,
-    first: int,
-) -> None:
-    bf16 = torch.backends.mkldnn.is_available()
-    losses: list[float] = []
-    begun = time.monotonic()
-    model.train()
-    loader = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4))
-    with Progress("base", settings.total, done=first) as progress:
-        for step, batch in enumerate(loader, start=first):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, settings)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-                loss = model(**batch, use_cache=False).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            losses.append(loss.item())
-            progress.advance(note=f"loss {np.mean(losses[-50:]):.3f}")
-            if (step + 1) % settings.save_every == 0 or step + 1 == settings.total:
-                _save(model, data.tokenizer, optimizer, partial, step + 1)
-                _log(
-                    partial,
-                    step + 1,
-                    float(np.mean(losses[-settings.save_every :])),
-                    time.monotonic() - begun,
-                )
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write the log as CSV with COLUMNS."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
-def _save(model: Any, tokenizer: Any, optimizer: torch.optim.Optimizer, partial: Path, step: int) -> None:
-    work = partial / "checkpoint.writing"
-    work.mkdir(exist_ok=True)
-    model.save_pretrained(work)
-    save_processor_files(work, NANO, tokenizer)
-    torch.save({"optimizer": optimizer.state_dict(), "step": step}, work / "optimizer.pt")
-    sync_tree(work)
-    replace_folder(work, partial / "checkpoint")
+def read_rows(path: Path) -> list[Row]:
+    """Read what ``write_rows`` wrote."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
-def _log(partial: Path, step: int, loss: float, seconds: float) -> None:
-    path = partial / "log.csv"
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(["step", "loss", "seconds"])
-        writer.writerow([step, f"{loss:.5f}", f"{seconds:.0f}"])
-
-
-def draw_curve(log: Path, picture: Path) -> None:
-    """Draw the loss over the steps that the table ``log`` holds, as a PNG."""
+def draw_curve(rows: Sequence[Row], picture: Path) -> None:
+    """Draw the loss of both parts over the steps of the log, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with log.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.plot(
-        [int(row["step"]) for row in rows], [float(row["loss"]) for row in rows], marker=".", color="#20908c"
-    )
-    axes.set(title="nano's base", xlabel="step", ylabel="loss, answer tokens", yscale="log")
+    for (part, name), colour in zip(PARTS.items(), ("#440154", "#20908c"), strict=True):
+        kept = [row for row in rows if row["part"] == part]
+        steps, losses = [int(row["step"]) for row in kept], [float(row["loss"]) for row in kept]
+        axes.plot(steps, losses, marker=".", color=colour, label=name)
+    axes.set(title="nano's base", xlabel="step", ylabel="loss", yscale="log")
+    axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(picture, dpi=120)
 
@@ -286,18 +204,37 @@ def draw_curve(log: Path, picture: Path) -> None:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the base checkpoint."
 )
-@click.option("--steps", default=BaseSettings.steps, show_default=True)
-@click.option("--threads", default=2, show_default=True)
-def main(pool: Path | None, output: Path, steps: int, threads: int) -> None:
+@click.option(
+    "--sight-steps",
+    default=BaseSettings.sight_steps,
+    show_default=True,
+    help="Steps of the vision tower alone.",
+)
+@click.option("--steps", default=BaseSettings.steps, show_default=True, help="Steps with questions.")
+@click.option("--threads", default=2, show_default=True, help="Threads that a CPU computes with.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to train; auto takes a GPU where torch sees one.",
+)
+def main(pool: Path | None, output: Path, sight_steps: int, steps: int, threads: int, device: str) -> None:
     """Train nano's base from scratch, without classes.
 
     Example: python -m train.nano.base --pool ../shared/data/wm811k/train_pool.npz -o runs/nano-base
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(threads)
-    settings = BaseSettings(steps=steps)
-    click.echo(json.dumps(asdict(settings)), err=True)
-    train_base(pool, output, settings)
+    settings = BaseSettings(sight_steps=sight_steps, steps=steps)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    click.echo(json.dumps({**asdict(settings), "device": device}), err=True)
+    try:
+        train_base(pool, output, settings, device)
+    except WaferVLMError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

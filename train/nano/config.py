@@ -49,17 +49,17 @@ CHAT_TEMPLATE = """\
 class Shape:
     """Sizes of a small Qwen3-VL; the rest is derived."""
 
-    text_layers: int = 4
+    text_layers: int = 3
     text_width: int = 256
     text_heads: int = 4
     text_kv_heads: int = 2
     head_dim: int = 64
     text_mlp: int = 512
     vision_layers: int = 6
-    vision_width: int = 160
+    vision_width: int = 128
     vision_heads: int = 4
-    patch: int = 12
-    image: int = 120
+    patch: int = 8
+    image: int = 112
     deepstack: tuple[int, ...] = (1, 3)
     vocabulary: int = 768
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,44 +11,64 @@ import torch
 from safetensors.torch import load_file
 
 import train.nano.base as base
-from train.nano.config import TINY
+import train.nano.stream as stream
+from train.artefact import Provenance, claim
+from train.nano.config import TINY, describe
 from train.nano.corpus import tokenizer_texts
+from train.nano.plan import BaseSettings, learning_rate
+from wafervlm.errors import UsageError
 
-SETTINGS = replace(base.BaseSettings(), steps=4, word_steps=2, batch=2, save_every=2, warmup=2, questions=2)
+SETTINGS = replace(
+    BaseSettings(), sight_steps=3, steps=5, word_steps=2, batch=2, save_every=2, warmup=2, questions=2
+)
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "NANO", TINY)
+    for module in (base, stream):
+        monkeypatch.setattr(module, "NANO", TINY)
     monkeypatch.setattr(base, "tokenizer_texts", lambda seed: tokenizer_texts(seed, scenes=20))
 
 
 def test_schedule_rises_stays_and_falls() -> None:
-    settings = base.BaseSettings(steps=1000, warmup=100, decay=0.3)
-    rates = [base.learning_rate(step, settings) for step in range(1000)]
-    assert rates[0] == pytest.approx(1e-5)
-    assert rates[100] == rates[699] == settings.learning_rate
+    settings = BaseSettings(sight_steps=500, steps=1000, warmup=100, decay=0.3)
+    rates = [learning_rate(step, settings) for step in range(1500)]
+    assert rates[0] == rates[500] == pytest.approx(1e-5)
+    assert rates[100] == rates[499] == rates[600] == rates[1199] == settings.learning_rate
+    assert rates[1350] == pytest.approx(settings.learning_rate / 2)
     assert rates[-1] < 1e-5
-    assert rates[850] == pytest.approx(settings.learning_rate / 2)
-    words = [base.learning_rate(step, settings) for step in range(1000, settings.total)]
-    assert max(words) < settings.learning_rate / 2
-    assert words[0] > 0
-    assert words[-1] < 1e-6
+
+
+def test_the_tower_learns_alone_then_questions_come_then_words() -> None:
+    settings = BaseSettings(sight_steps=3, steps=5, word_steps=2)
+    assert [settings.sees(step) for step in range(8)] == [True] * 3 + [False] * 5
+    assert [settings.repeats(step) for step in range(8)] == [False] * 6 + [True] * 2
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_interrupted_training_comes_to_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [2, 4])
+def test_interrupted_training_comes_to_the_same_weights(tmp_path: Path, stop: int) -> None:
     base.train_base(None, tmp_path / "whole", SETTINGS)
 
     class Stop(Exception):
         pass
 
-    def stop_after_four(partial: Path, step: int, loss: float, seconds: float) -> None:
-        if step == 4:
+    def stop_there(folder: Path, *_: object) -> None:
+        raise Stop
+
+    def stop_after(training: base.BaseTraining, step: int) -> None:
+        save(training, step)
+        if step == stop:
             raise Stop
 
+    save = base.BaseTraining.save
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "_log", stop_after_four)
+        patch.setattr(base.BaseTraining, "save", stop_after)
+        with pytest.raises(Stop):
+            base.train_base(None, tmp_path / "parts", SETTINGS)
+        # Within a checkpoint, too: it counts only when it is whole.
+        patch.setattr(base.BaseTraining, "save", save)
+        patch.setattr(base, "sync_tree", stop_there)
         with pytest.raises(Stop):
             base.train_base(None, tmp_path / "parts", SETTINGS)
     base.train_base(None, tmp_path / "parts", SETTINGS)
@@ -57,12 +77,41 @@ def test_interrupted_training_comes_to_the_same_weights(tmp_path: Path) -> None:
     assert (tmp_path / "whole-curve.png").read_bytes().startswith(b"\x89PNG")
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor, rtol=0, atol=1e-6)
+    logs = [base.read_rows(tmp_path / name / "log.csv") for name in ("whole", "parts")]
+    assert [[row["step"], row["loss"]] for row in logs[0]] == [[row["step"], row["loss"]] for row in logs[1]]
+    assert [row["part"] for row in logs[0]] == ["sight", "sight", "questions", "questions", "questions"]
+
+
+def test_what_was_made_or_begun_otherwise_is_not_taken_up(tmp_path: Path) -> None:
+    out, partial = tmp_path / "base", tmp_path / "base.partial"
+    (partial / "checkpoint").mkdir(parents=True)
+    provenance = Provenance("nano-base", {}, {**asdict(SETTINGS), "shape": describe(TINY)})
+    claim(partial, provenance, begun=False)
+    with pytest.raises(UsageError, match=r"begun otherwise \(steps was 5 and is 9\)"):
+        base.train_base(None, out, replace(SETTINGS, steps=9))
+    out.mkdir()
+    with pytest.raises(UsageError, match="exists already"):
+        base.train_base(None, out, SETTINGS)
+
+
+def test_labels_of_the_pool_do_not_enter(wm811k: Path, tmp_path: Path) -> None:
+    values = dict(np.load(wm811k / "train_pool.npz"))
+    values["labels"] = np.random.default_rng(0).permutation(values["labels"])
+    np.savez(tmp_path / "permuted.npz", **values)
+    pools = [stream.train_side(path) for path in (wm811k / "train_pool.npz", tmp_path / "permuted.npz")]
+    assert len(pools[0]) == len(pools[1]) > 20_000
+    assert all(np.array_equal(one, other) for one, other in zip(*pools, strict=True))
 
 
 def test_maps_with_clusters_are_shown_more_often() -> None:
     plain = np.ones((20, 20), dtype=np.uint8)
     marked = plain.copy()
     marked[5:10, 5:10] = 2
-    weights = base.interest([plain, marked])
+    weights = stream.interest([plain, marked])
     assert weights.sum() == pytest.approx(1.0)
     assert weights[1] > 1.3 * weights[0]
+
+
+def test_the_committed_base_has_4_to_12_million_parameters() -> None:
+    weights = load_file(Path(base.__file__).parent / "weights" / "base" / "model.safetensors")
+    assert 4e6 < sum(tensor.numel() for tensor in weights.values()) < 12e6
