@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,14 +230,25 @@ def test_a_quantized_checkpoint_is_refused(finished: Path, synthetic_dataset: Pa
         calibrate(finished, synthetic_dataset, tmp_path / "out", SETTINGS)
 
 
-@pytest.mark.skipif(not IS_TRAINED, reason="nano is not trained yet: no train/nano/weights")
-def test_trained_nano_keeps_its_answers(wm811k: Path, tmp_path: Path) -> None:
-    data, merged = tmp_path / "data", tmp_path / "merged"
+@pytest.fixture(scope="module")
+def nano_figures(wm811k: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What calibrating trained nano comes to, on 90 maps and judged on 180."""
+    if not IS_TRAINED:
+        pytest.skip("nano is not trained yet: no train/nano/weights")
+    folder = tmp_path_factory.mktemp("nano")
+    data, merged = folder / "data", folder / "merged"
     chosen = BuildConfig(wm811k / "train.npz", train=20, tune=20, test=1, size=(NANO.image, NANO.image))
     build_dataset(chosen, data)
     merge(WEIGHTS / "base", WEIGHTS / "adapter", data, merged, MergeSettings("float16"))
-    figures = calibrate(merged, data, tmp_path / "gptq", replace(SETTINGS, maps=90, check_maps=180))
-    assert figures["label_agreement"] >= 0.98
-    # On 90 maps for calibration and 180 to judge on; README has the figure of the bundle that ships.
-    assert figures["kl"] <= figures["kl_nearest"] / 5
-    assert figures["layer_error"] <= figures["layer_error_nearest"] / 3
+    return calibrate(merged, data, folder / "gptq", replace(SETTINGS, maps=90, check_maps=180))
+
+
+def test_trained_nano_keeps_its_answers(nano_figures: dict[str, Any]) -> None:
+    assert nano_figures["label_agreement"] >= 0.98
+    assert nano_figures["kl"] <= nano_figures["kl_nearest"] / 5
+    assert nano_figures["layer_error"] <= nano_figures["layer_error_nearest"] / 3
+
+
+@pytest.mark.xfail(reason="the figure to reach, missed by this nano: 1/6 to 1/7, as README and CHANGELOG say")
+def test_trained_nano_is_eight_times_closer_than_rounding(nano_figures: dict[str, Any]) -> None:
+    assert nano_figures["kl"] <= nano_figures["kl_nearest"] / 8

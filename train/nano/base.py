@@ -37,6 +37,7 @@ from train.artefact import (
     write_provenance,
     writing,
 )
+from train.commands import device_option, settled_device
 from train.nano.config import NANO, build_model_folder, describe, save_processor_files, train_tokenizer
 from train.nano.corpus import tokenizer_texts
 from train.nano.plan import BaseSettings, learning_rate
@@ -212,23 +213,18 @@ def draw_curve(rows: Sequence[Row], picture: Path) -> None:
 )
 @click.option("--steps", default=BaseSettings.steps, show_default=True, help="Steps with questions.")
 @click.option("--threads", default=2, show_default=True, help="Threads that a CPU computes with.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to train; auto takes a GPU where torch sees one.",
-)
+@device_option
 def main(pool: Path | None, output: Path, sight_steps: int, steps: int, threads: int, device: str) -> None:
     """Train nano's base from scratch, without classes.
 
-    Example: python -m train.nano.base --pool ../shared/data/wm811k/train_pool.npz -o runs/nano-base
+    \b
+    Example:
+      python -m train.nano.base --pool ../shared/data/wm811k/train_pool.npz -o runs/nano-base
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(threads)
     settings = BaseSettings(sight_steps=sight_steps, steps=steps)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = settled_device(device)
     click.echo(json.dumps({**asdict(settings), "device": device}), err=True)
     try:
         train_base(pool, output, settings, device)
