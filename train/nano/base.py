@@ -4,6 +4,7 @@ First the vision tower learns alone, from everything that can be measured on the
 then the whole model answers questions about them (``train.nano.corpus``).
 
     python -m train.nano.base --pool ../shared/data/wm811k/train_pool.npz -o runs/nano-base
+    python -m train.nano.base --start runs/nano-base --seed 12 --pool ... -o runs/nano-base-2  # for longer
 
 Maps are those of the train side of the pool, without their labels, and synthetic scenes. Interrupt it
 and run it again: it goes on from the last whole checkpoint.
@@ -38,7 +39,14 @@ from train.artefact import (
     writing,
 )
 from train.commands import device_option, settled_device
-from train.nano.config import NANO, build_model_folder, describe, save_processor_files, train_tokenizer
+from train.nano.config import (
+    NANO,
+    build_model_folder,
+    describe,
+    model_config,
+    save_processor_files,
+    train_tokenizer,
+)
 from train.nano.corpus import tokenizer_texts
 from train.nano.plan import BaseSettings, learning_rate
 from train.nano.sight import Sight
@@ -54,10 +62,18 @@ PARTS = {"sight": "vision tower: smooth L1", "questions": "questions: nats per a
 Row = dict[str, str]
 
 
-def train_base(pool_file: Path | None, out: Path, settings: BaseSettings, device: str = "cpu") -> None:
-    """Train on ``device`` and write the checkpoint folder ``out``; work in progress lies in ``out`` +
-    ".partial". Raises UsageError where either is there and was made otherwise."""
-    inputs = {"pool": folder_digest(pool_file)} if pool_file else {}
+def train_base(
+    pool_file: Path | None,
+    out: Path,
+    settings: BaseSettings,
+    device: str = "cpu",
+    start: Path | None = None,
+) -> None:
+    """Train on ``device``, from the weights of the base ``start`` where one is given, and write the
+    checkpoint folder ``out``; work in progress lies in ``out`` + ".partial". Raises UsageError where either
+    is there and was made otherwise, or where ``start`` is of another shape."""
+    given = {"pool": pool_file, "start": start}
+    inputs = {name: folder_digest(path) for name, path in given.items() if path}
     provenance = Provenance("nano-base", inputs, {**asdict(settings), "shape": describe(NANO)}, settings.seed)
     if out.exists():
         if not is_complete(out, provenance):
@@ -67,7 +83,7 @@ def train_base(pool_file: Path | None, out: Path, settings: BaseSettings, device
     partial = out.with_name(out.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     claim(partial, provenance, begun=(partial / "checkpoint").exists())
-    training = BaseTraining(pool_file, partial, settings, device)
+    training = BaseTraining(pool_file, partial, settings, device, start)
     training.run()
     with writing(out) as folder:
         # Half the size; what is trained on it starts from the rounded weights, so nothing is lost later.
@@ -81,12 +97,18 @@ def train_base(pool_file: Path | None, out: Path, settings: BaseSettings, device
 class BaseTraining:
     """The state of one training, taken up from the checkpoint in ``partial`` where there is one."""
 
-    def __init__(self, pool_file: Path | None, partial: Path, settings: BaseSettings, device: str) -> None:
+    def __init__(
+        self,
+        pool_file: Path | None,
+        partial: Path,
+        settings: BaseSettings,
+        device: str,
+        start: Path | None = None,
+    ) -> None:
         self.settings, self.device, self.checkpoint = settings, device, partial / "checkpoint"
         if not self.checkpoint.exists():
-            tokenizer = train_tokenizer(tokenizer_texts(settings.seed), NANO.vocabulary)
             with writing(self.checkpoint) as folder:
-                build_model_folder(folder, NANO, tokenizer, settings.seed)
+                _begin(folder, settings, start)
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(self.checkpoint)
         model = Qwen3VLForConditionalGeneration.from_pretrained(self.checkpoint, dtype=torch.float32)
         # Plain products beat the fused attention in bf16 on a CPU (train.speed).
@@ -162,6 +184,24 @@ class BaseTraining:
         return float(loss.item())
 
 
+def _begin(folder: Path, settings: BaseSettings, start: Path | None) -> None:
+    """Put into ``folder`` the weights to begin from: those of ``start``, else untrained ones."""
+    if start is None:
+        tokenizer = train_tokenizer(tokenizer_texts(settings.seed), NANO.vocabulary)
+        build_model_folder(folder, NANO, tokenizer, settings.seed)
+        return
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
+    model = Qwen3VLForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+    wanted = model_config(NANO, tokenizer)
+    for part in ("text_config", "vision_config"):
+        for name, value in getattr(wanted, part).to_diff_dict().items():
+            found = getattr(getattr(model.config, part), name, None)
+            if name not in ("dtype", "transformers_version") and found != value:
+                raise UsageError(f"{start} is of another shape: {part}.{name} is {found}, nano's is {value}")
+    model.save_pretrained(folder)
+    save_processor_files(folder, NANO, tokenizer)
+
+
 def _has_bf16(device: str) -> bool:
     return bool(torch.cuda.is_bf16_supported() if device == "cuda" else torch.backends.mkldnn.is_available())
 
@@ -212,9 +252,24 @@ def draw_curve(rows: Sequence[Row], picture: Path) -> None:
     help="Steps of the vision tower alone.",
 )
 @click.option("--steps", default=BaseSettings.steps, show_default=True, help="Steps with questions.")
+@click.option(
+    "--start",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Base to go on from; with another seed it sees other wafers.  [default: untrained weights]",
+)
+@click.option("--seed", default=BaseSettings.seed, show_default=True, help="Seed of weights and wafers.")
 @click.option("--threads", default=2, show_default=True, help="Threads that a CPU computes with.")
 @device_option
-def main(pool: Path | None, output: Path, sight_steps: int, steps: int, threads: int, device: str) -> None:
+def main(
+    pool: Path | None,
+    output: Path,
+    sight_steps: int,
+    steps: int,
+    start: Path | None,
+    seed: int,
+    threads: int,
+    device: str,
+) -> None:
     """Train nano's base from scratch, without classes.
 
     \b
@@ -223,11 +278,11 @@ def main(pool: Path | None, output: Path, sight_steps: int, steps: int, threads:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(threads)
-    settings = BaseSettings(sight_steps=sight_steps, steps=steps)
+    settings = BaseSettings(sight_steps=sight_steps, steps=steps, seed=seed)
     device = settled_device(device)
     click.echo(json.dumps({**asdict(settings), "device": device}), err=True)
     try:
-        train_base(pool, output, settings, device)
+        train_base(pool, output, settings, device, start)
     except WaferVLMError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)

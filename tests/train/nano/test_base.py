@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 import train.nano.base as base
 import train.nano.stream as stream
-from train.artefact import Provenance, claim
-from train.nano.config import TINY, describe
+from train.artefact import Provenance, claim, read_provenance
+from train.nano.config import TINY, build_model_folder, describe, train_tokenizer
 from train.nano.corpus import tokenizer_texts
 from train.nano.plan import BaseSettings, learning_rate
 from wafervlm.errors import UsageError
@@ -80,6 +80,22 @@ def test_interrupted_training_comes_to_the_same_weights(tmp_path: Path, stop: in
     logs = [base.read_rows(tmp_path / name / "log.csv") for name in ("whole", "parts")]
     assert [[row["step"], row["loss"]] for row in logs[0]] == [[row["step"], row["loss"]] for row in logs[1]]
     assert [row["part"] for row in logs[0]] == ["sight", "sight", "questions", "questions", "questions"]
+
+
+def test_training_goes_on_from_another_base(tmp_path: Path) -> None:
+    base.train_base(None, tmp_path / "first", SETTINGS)
+    still = replace(SETTINGS, learning_rate=0.0, seed=3)
+    base.train_base(None, tmp_path / "second", still, start=tmp_path / "first")
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
+    assert "start" in read_provenance(tmp_path / "second")["inputs"]
+
+
+def test_a_base_of_another_shape_is_no_start(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(tokenizer_texts(0, scenes=20), TINY.vocabulary)
+    build_model_folder(tmp_path / "other", replace(TINY, text_layers=1), tokenizer, seed=0)
+    with pytest.raises(UsageError, match=r"text_config.num_hidden_layers is 1, nano's is 2"):
+        base.train_base(None, tmp_path / "base", SETTINGS, start=tmp_path / "other")
 
 
 def test_what_was_made_or_begun_otherwise_is_not_taken_up(tmp_path: Path) -> None:
