@@ -9,7 +9,8 @@ scales   float16 (K / g, N)
 g_idx    int32 (K,)              the group of each input, k // g
 =======  ======================  =====================================================================
 
-Three bits run across words as one stream of bits, as AutoGPTQ 0.7 has them.
+Three bits run across words as one stream of bits, as AutoGPTQ 0.7 has them. A bias stays as it was. Layers
+are known by the model's names; in the files they keep the spelling that the source has.
 """
 
 from __future__ import annotations
@@ -62,7 +63,12 @@ def unpack(parts: Mapping[str, torch.Tensor], name: str, bits: int = 4) -> Quant
     """
     _check_shapes(parts, name, bits)
     inputs, groups, zero = len(parts["g_idx"]), len(parts["scales"]), 1 << (bits - 1)
-    if not torch.equal(parts["g_idx"].cpu().long(), torch.arange(inputs) // (inputs // groups)):
+    size, order = inputs // groups, parts["g_idx"].cpu().long()
+    firsts = order[::size]
+    # Groups that are whole but come in another order only need their scales in that order.
+    if not torch.equal(order, firsts.repeat_interleave(size)) or not torch.equal(
+        firsts.sort().values, torch.arange(groups)
+    ):
         raise CheckpointError(
             f"{name} has groups that are not contiguous (act-order without static groups); quantize it with "
             "wafervlm calibrate, or with static groups"
@@ -74,9 +80,8 @@ def unpack(parts: Mapping[str, torch.Tensor], name: str, bits: int = 4) -> Quant
     if not torch.isfinite(parts["scales"]).all():
         raise CheckpointError(f"{name} has a scale that is not finite")
     codes = _split(parts["qweight"].cpu().numpy(), bits).T.astype(np.int16)
-    return QuantizedWeight(
-        torch.from_numpy((codes - zero).astype(np.int8)), parts["scales"].cpu().T.contiguous()
-    )
+    scales = parts["scales"].cpu()[firsts]
+    return QuantizedWeight(torch.from_numpy((codes - zero).astype(np.int8)), scales.T.contiguous())
 
 
 def read_packed(tensors: Mapping[str, torch.Tensor], name: str, bits: int = 4) -> QuantizedWeight:
@@ -99,11 +104,11 @@ def write_quantized(
     for file in _weight_files(source.path):
         tensors: dict[str, torch.Tensor] = {}
         for name, tensor in _tensors(file):
-            layer = name.removesuffix(".weight")
+            layer = source.family.module_name(name).removesuffix(".weight")
             if layer in weights:
                 left.discard(layer)
                 packed = pack(weights[layer], scheme.bits)
-                tensors |= {f"{layer}.{part}": packed[part] for part in PACKED}
+                tensors |= {f"{name.removesuffix('.weight')}.{part}": packed[part] for part in PACKED}
             else:
                 tensors[name] = tensor
         save_file(tensors, folder / file.name, metadata={"format": "pt"})
@@ -151,7 +156,9 @@ def load_quantized(path: Path | str, *, device: str = "cpu") -> Checkpoint:
     family, config = checkpoint_family(path), read_config(path)
     quantization = config.pop("quantization_config", None)
     bits = _checked_bits(quantization, path)
-    packed = {name: tensor for file in _weight_files(path) for name, tensor in _tensors(file)}
+    packed = {
+        family.module_name(name): tensor for file in _weight_files(path) for name, tensor in _tensors(file)
+    }
     dense: dict[str, torch.Tensor] = {}
     for name, tensor in packed.items():
         layer, _, part = name.rpartition(".")
@@ -261,7 +268,10 @@ def _join(codes: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
 
 def _split(words: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
     """The inverse of ``_join``: codes (R, C) from words (R * bits / 32, C)."""
-    octets = np.ascontiguousarray(words.T).astype("<i4").view(np.uint8)  # (C, R * bits / 8)
+    octets = np.ascontiguousarray(words.T).astype("<i4", copy=False).view(np.uint8)  # (C, R * bits / 8)
+    if bits == 4:  # the common case, in a quarter of the time
+        halves: NDArray[np.uint8] = np.stack([octets & 15, octets >> 4], axis=2).reshape(len(octets), -1)
+        return halves.T
     planes = np.unpackbits(octets, axis=1, bitorder="little").reshape(len(octets), -1, bits)
     codes: NDArray[np.uint8] = np.packbits(planes, axis=2, bitorder="little")[:, :, 0].T
     return codes

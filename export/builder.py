@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from export.external import WeightFile
 from export.weights import Integer, Linear, Quantized
 
 # RMSNormalization, RotaryEmbedding and Attention are standard from opset 23 on.
@@ -21,10 +22,12 @@ class Builder:
     """Collects the nodes and constants of one graph.
 
     Names follow the scopes that are open: ``with builder.scope("text.0")``. Weights whose values are
-    exact in bfloat16 or float16 are stored so, with a Cast to float32 that runtimes fold when loading.
+    exact in bfloat16 or float16 are stored so, with a Cast to float32 that runtimes fold when loading. With
+    ``weights`` they go to that file at once, and only what is small stays in memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, weights: WeightFile | None = None) -> None:
+        self._weights = weights
         self._nodes: list[ir.Node] = []
         self._constants: dict[str, ir.Value] = {}
         self._scopes: list[str] = []
@@ -79,7 +82,10 @@ class Builder:
             if isinstance(layer, Integer):
                 return self._integer(x, layer)
             if isinstance(layer, Quantized):
-                return self.op("MatMul", x, self._dequantized(layer))
+                product = self.op("MatMul", x, self._dequantized(layer))
+                if layer.bias is None:
+                    return product
+                return self.op("Add", product, self.weight("bias", layer.bias))
             weight = self.weight("weight", layer.weight)
             if layer.bias is None:
                 return self.op("MatMul", x, weight)
@@ -132,9 +138,10 @@ class Builder:
         finally:
             self._scopes = scopes
 
-    def _initialiser(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    def _initialiser(self, name: str, tensor: ir.Tensor) -> ir.Value:
+        stored = tensor if self._weights is None else self._weights.store(tensor, name)
         return ir.Value(
-            name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=stored
         )
 
     def _name(self, kind: str) -> str:

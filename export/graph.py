@@ -7,10 +7,12 @@ from typing import Any
 import onnx_ir as ir
 
 from export.builder import Builder
+from export.external import WeightFile
+from export.families import graph_family
 from export.head import label_head
 from export.sequence import image_grid, plan_sequence
 from export.text import TextCore
-from export.vision import Normalisation, VisionTower
+from export.vision import Normalisation
 from export.weights import Weights
 from train.tree import label_tree
 from wafervlm.task import Task
@@ -25,23 +27,24 @@ def classify_graph(
     task: Task,
     *,
     integer_vision: bool = False,
+    file: WeightFile | None = None,
 ) -> ir.Model:
     """The ONNX model of ``task``: ``image`` (batch, H, W, 3) uint8 to ``label_log_probs`` (batch, L) float32.
 
     Standard operators of opset 23 only, nothing that depends on data. With ``integer_vision`` the linear
-    layers of the vision tower compute in 8-bit integers, scaled over the batch. Raises TaskError where the
-    image size does not fit the model or the labels cannot be told apart.
+    layers of the vision tower compute in 8-bit integers, scaled over the batch. Weights go to ``file`` where
+    it is given. Raises TaskError where the image size does not fit the model or the labels cannot be told
+    apart.
     """
     grid = image_grid(task, weights.config)
     tree = label_tree(tokenizer, task)
     sequence = plan_sequence(tokenizer, task, tree, weights.config)
-    builder = Builder()
+    builder = Builder(file)
     shape = ["batch", task.render.height, task.render.width, 3]
     image = ir.val(INPUT, ir.DataType.UINT8, shape)
     batch = _batch_shape(builder, image)
-    embeddings, deepstack = VisionTower(builder, weights, grid, integer_vision).build(
-        image, normalisation, batch
-    )
+    vision = graph_family(weights.config).vision(builder, weights, grid, integer_vision)
+    embeddings, deepstack = vision.build(image, normalisation, batch)
     hidden = TextCore(builder, weights, sequence).build(embeddings, deepstack, batch)
     output = label_head(builder, weights, tree, hidden)
     output.name = OUTPUT

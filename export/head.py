@@ -6,8 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from export.builder import Builder
-from export.sequence import HIDDEN
-from export.text import rms_norm
+from export.operators import HIDDEN, rms_norm
 from export.weights import Array, Dense, Weights
 from train.tree import LabelTree
 
@@ -37,8 +36,7 @@ def _output_rows(weights: Weights, tokens: list[int]) -> Array:
     name = "lm_head.weight"
     if not weights.has(name):
         name = "model.language_model.embed_tokens.weight"
-    rows: Array = weights.tensor(name)[tokens].float().numpy()
-    return np.ascontiguousarray(rows.T)
+    return np.ascontiguousarray(weights.rows(name, tokens).T)
 
 
 def _flat_paths(tree: LabelTree, branching: list[int], tokens: list[int]) -> list[list[int]]:

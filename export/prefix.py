@@ -6,10 +6,10 @@ import copy
 
 import numpy as np
 import torch
-from transformers import Qwen3VLConfig
+from transformers import PretrainedConfig
 from transformers.cache_utils import DynamicCache
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer
 
+from export.families import graph_family
 from export.layer import TextLayer
 from export.weights import Array
 
@@ -20,7 +20,8 @@ class FixedText:
     ``embeddings`` is (P, width), ``cos`` and ``sin`` (P, head_dim). One layer is in memory at a time.
     """
 
-    def __init__(self, config: Qwen3VLConfig, embeddings: Array, cos: Array, sin: Array) -> None:
+    def __init__(self, config: PretrainedConfig, embeddings: Array, cos: Array, sin: Array) -> None:
+        self._layer = graph_family(config).decoder_layer
         self._config = copy.deepcopy(config.text_config)
         self._config._attn_implementation = "eager"
         self._hidden = torch.from_numpy(embeddings)[None]
@@ -32,8 +33,10 @@ class FixedText:
     @torch.no_grad()
     def advance(self, index: int, layer: TextLayer) -> tuple[Array, Array]:
         """Keys (turned) and values of layer ``index``, each (1, P, kv_heads * head_dim)."""
-        module = Qwen3VLTextDecoderLayer(self._config, index).float().eval()
-        module.load_state_dict({name: torch.from_numpy(value) for name, value in layer.state().items()})
+        state = {name: torch.from_numpy(value) for name, value in layer.state().items()}
+        with torch.device("meta"):  # fresh weights would be drawn for nothing
+            module = self._layer(self._config, index).eval()
+        module.load_state_dict(state, assign=True)
         self._hidden = module(
             self._hidden,
             position_embeddings=self._rotary,

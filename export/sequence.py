@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import Qwen3VLConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+from transformers import PretrainedConfig
 
+from export.families import graph_family
+from export.operators import HIDDEN
 from train.tree import LabelTree
 from wafervlm.errors import TaskError
 from wafervlm.task import Task
-
-# exp(-1e4) is 0 in every float format, and -1e4 is a finite value in each of them.
-HIDDEN = -1e4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +42,7 @@ class Sequence:
         return self.image_tokens + len(self.after)
 
 
-def plan_sequence(tokenizer: Any, task: Task, tree: LabelTree, config: Qwen3VLConfig) -> Sequence:
+def plan_sequence(tokenizer: Any, task: Task, tree: LabelTree, config: PretrainedConfig) -> Sequence:
     """Lay out the tokens of ``task``. Raises TaskError where the prompt has not exactly one image."""
     text = tokenizer.apply_chat_template(task.messages(), tokenize=False, add_generation_prompt=True)
     ids = list(tokenizer(text + task.answer_prefix, add_special_tokens=False)["input_ids"])
@@ -68,7 +66,7 @@ def plan_sequence(tokenizer: Any, task: Task, tree: LabelTree, config: Qwen3VLCo
     )
 
 
-def image_grid(task: Task, config: Qwen3VLConfig) -> tuple[int, int, int]:
+def image_grid(task: Task, config: PretrainedConfig) -> tuple[int, int, int]:
     """Patches of one image as (frames, rows, columns). Raises TaskError where the size does not fit."""
     patch = config.vision_config.patch_size
     unit = patch * config.vision_config.spatial_merge_size
@@ -81,7 +79,7 @@ def image_grid(task: Task, config: Qwen3VLConfig) -> tuple[int, int, int]:
 
 
 def _positions(
-    config: Qwen3VLConfig,
+    config: PretrainedConfig,
     before: tuple[int, ...],
     image_tokens: int,
     after: tuple[int, ...],
@@ -90,7 +88,7 @@ def _positions(
 ) -> NDArray[np.int64]:
     """What transformers' own ``get_rope_index`` gives for the prompt, then the root's plus a node's depth."""
     with torch.device("meta"):
-        model = Qwen3VLModel(config)
+        model = graph_family(config).model(config)
     types = [0] * len(before) + [1] * image_tokens + [0] * len(after)
     positions, _ = model.get_rope_index(
         torch.zeros(1, len(types), dtype=torch.long),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import torch
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
 from export.builder import Builder
-from export.layer import TextLayer, read_layer
+from export.families import graph_family
+from export.layer import TextLayer, head_dim, read_layer
+from export.operators import check_silu, gated, rms_norm
 from export.prefix import FixedText
 from export.rotary import Rotary
 from export.sequence import Sequence
 from export.weights import Array, Weights, side_by_side
+from wafervlm.errors import CheckpointError
 
 
 class TextCore:
@@ -26,7 +28,13 @@ class TextCore:
         self._config = weights.config.text_config
         self._heads = self._config.num_attention_heads
         self._kv_heads = self._config.num_key_value_heads
-        self._head_dim = self._config.head_dim
+        self._head_dim = head_dim(self._config)
+        check_silu(self._config.hidden_act, "the text core")
+        if set(getattr(self._config, "layer_types", None) or ()) - {"full_attention"}:
+            raise CheckpointError(
+                f"{weights.path} has decoder layers with sliding attention, for which there is no graph; "
+                "take a checkpoint in which every layer sees the whole prompt"
+            )
 
     def build(self, image: ir.Value, deepstack: list[ir.Value], batch: ir.Value) -> ir.Value:
         """From image embeddings (B, n, width) and the DeepStack features: the hidden states (B, R, width)
@@ -51,13 +59,12 @@ class TextCore:
 
     def _tables(self) -> tuple[Array, Array]:
         positions = torch.from_numpy(self._sequence.positions)[:, None]
-        cos, sin = Qwen3VLTextRotaryEmbedding(self._config)(torch.zeros(1), positions)
+        rotary = graph_family(self._weights.config).text_rotary(self._config)
+        cos, sin = rotary(torch.zeros(1), positions)
         return cos[0].numpy(), sin[0].numpy()
 
     def _embeddings(self, ids: tuple[int, ...]) -> Array:
-        table = self._weights.tensor("model.language_model.embed_tokens.weight")
-        rows: Array = table[list(ids)].float().numpy()
-        return rows
+        return self._weights.rows("model.language_model.embed_tokens.weight", ids)
 
     def _embed(self, image: ir.Value) -> ir.Value:
         text = self._b.weight("embeddings", self._embeddings(self._sequence.after)[None])
@@ -121,20 +128,15 @@ class TextCore:
         b, inner = self._b, self._config.intermediate_size
         x = self._norm(hidden, "post_norm", layer.post_norm)
         gate, up = b.split(b.linear(x, "gate_up", side_by_side([layer.gate, layer.up])), inner, inner)
-        silu = b.op("Mul", gate, b.op("Sigmoid", gate))
-        return b.linear(b.op("Mul", silu, up), "down", layer.down)
+        return b.linear(gated(b, gate, up), "down", layer.down)
 
-    def _head_norm(self, x: ir.Value, name: str, scale: Array, heads: int) -> ir.Value:
+    def _head_norm(self, x: ir.Value, name: str, scale: Array | None, heads: int) -> ir.Value:
+        """``x`` normalised head by head, or as it is where the family has no such norm."""
+        if scale is None:
+            return x
         by_head = self._b.op("Reshape", x, self._b.constant(f"{name}_heads", [0, 0, heads, self._head_dim]))
         normed = self._norm(by_head, name, scale)
         return self._b.op("Reshape", normed, self._b.constant(f"{name}_flat", [0, 0, heads * self._head_dim]))
 
     def _norm(self, x: ir.Value, name: str, scale: Array) -> ir.Value:
         return rms_norm(self._b, x, name, scale, self._config.rms_norm_eps)
-
-
-def rms_norm(builder: Builder, x: ir.Value, name: str, scale: Array, epsilon: float) -> ir.Value:
-    """``x / sqrt(mean(x^2) + epsilon) * scale`` over the last axis."""
-    with builder.scope(name):
-        weight = builder.weight("weight", scale)
-        return builder.op("RMSNormalization", x, weight, axis=-1, epsilon=epsilon)

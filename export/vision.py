@@ -1,20 +1,21 @@
-"""The vision tower as a static graph: uint8 pixels in, image embeddings and DeepStack features out."""
+"""The vision tower as a static graph: uint8 pixels in, image embeddings and DeepStack features out.
+
+Here is what the families' towers share; each has a file of its own beside this one.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel, Qwen3VLVisionRotaryEmbedding
-from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
 from export.builder import Builder
 from export.rotary import Rotary
-from export.weights import Array, Dense, Integer, Linear, Weights
-from wafervlm.errors import CheckpointError
+from export.weights import Array, Dense, Integer, Linear, Weights, side_by_side
 
 ROOT = "model.visual"
 EPSILON = 1e-6
@@ -29,7 +30,7 @@ class Normalisation:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
 
-class VisionTower:
+class VisionTower(ABC):
     """Writes the vision tower of a checkpoint for one image size.
 
     ``grid`` is (frames, rows, columns) of patches. Hidden states are 2-D, (B * N, width) for N patches in
@@ -46,113 +47,66 @@ class VisionTower:
         self._rows, self._columns = grid[1:]
         self._patches = self._rows * self._columns
 
+    @abstractmethod
     def build(
         self, image: ir.Value, normalisation: Normalisation, batch: ir.Value
     ) -> tuple[ir.Value, list[ir.Value]]:
         """From ``image`` (B, H, W, 3) uint8: embeddings (B, n, text width) and the DeepStack features, each
-        of that shape. ``batch`` is the graph's (B, 1) shape."""
-        with self._b.scope("vision"):
-            rotary = self._rotary(batch)
-            hidden = self._embed(image, normalisation)
-            deepstack = []
-            for index in range(self._config.depth):
-                with self._b.scope(f"block.{index}"):
-                    hidden = self._block(hidden, f"{ROOT}.blocks.{index}", rotary)
-                if index in self._config.deepstack_visual_indexes:
-                    place = self._config.deepstack_visual_indexes.index(index)
-                    with self._b.scope(f"deepstack.{place}"):
-                        deepstack.append(self._merger(hidden, f"{ROOT}.deepstack_merger_list.{place}", True))
-            with self._b.scope("merger"):
-                return self._merger(hidden, f"{ROOT}.merger", False), deepstack
+        of that shape, none where the family has no DeepStack. ``batch`` is the graph's (B, 1) shape."""
 
-    def _embed(self, image: ir.Value, normalisation: Normalisation) -> ir.Value:
+    def _embed_patches(
+        self, image: ir.Value, normalisation: Normalisation, order: NDArray[np.int64] | None = None
+    ) -> ir.Value:
+        """Patches (B * N, width); ``order`` (n,) is that of the merge blocks, where it is not the image's."""
         b, patch, merge = self._b, self._config.patch_size, self._config.spatial_merge_size
         blocks = (self._rows // merge, merge, patch, self._columns // merge, merge, patch * 3)
         pixels = b.reshape(b.op("Cast", image, to=ir.DataType.FLOAT), -1, *blocks)
         patches = b.op("Transpose", pixels, perm=[0, 1, 4, 2, 5, 3, 6])
-        layer = folded_patch_embedding(
-            self._weights.array(f"{ROOT}.patch_embed.proj.weight"),
-            self._weights.array(f"{ROOT}.patch_embed.proj.bias"),
-            normalisation,
+        if order is not None:
+            tokens, values = self._patches // merge**2, merge**2 * patch**2 * 3
+            merged = b.reshape(patches, -1, tokens, values)
+            patches = b.op("Gather", merged, b.constant("order", order), axis=1)
+        name = f"{ROOT}.patch_embed.proj"
+        weight = self._weights.array(f"{name}.weight")
+        bias = (
+            self._weights.array(f"{name}.bias")
+            if self._weights.has(f"{name}.bias")
+            else np.zeros(len(weight), dtype=np.float32)
         )
-        hidden = b.linear(b.reshape(patches, -1, patch * patch * 3), "patches", layer, flat=True)
-        placed = b.op(
-            "Add",
-            b.reshape(hidden, -1, self._patches, self._config.hidden_size),
-            b.constant("positions", self._position_embedding()),
-        )
-        return b.reshape(placed, -1, self._config.hidden_size)
+        layer = folded_patch_embedding(weight, bias, normalisation)
+        return b.linear(b.reshape(patches, -1, patch * patch * 3), "patches", layer, flat=True)
 
-    def _position_embedding(self) -> Array:
-        """The learned positions resampled to this grid, (N, width), as the model's own forward does."""
-        table = torch.from_numpy(self._weights.array(f"{ROOT}.pos_embed.weight"))
-        with torch.device("meta"):
-            model = Qwen3VLVisionModel(self._config)
-        indices, shares = get_vision_interpolation_indices_and_weights(
-            self._grid,
-            num_grid_per_side=model.num_grid_per_side,
-            mode=model.interpolation_mode,
-            align_corners=model.interpolation_align_corners,
-            spatial_merge_size=self._config.spatial_merge_size,
-        )
-        positions: Array = (table[indices] * shares[:, :, None]).sum(1).numpy()
-        return positions
-
-    def _rotary(self, batch: ir.Value) -> Rotary:
-        positions = get_vision_position_ids(self._grid, self._config.spatial_merge_size)
-        cos, sin = Qwen3VLVisionRotaryEmbedding(self._config)(torch.zeros(1), positions)
-        return Rotary(self._b, cos.numpy(), sin.numpy(), batch)
-
-    def _block(self, hidden: ir.Value, name: str, rotary: Rotary) -> ir.Value:
-        b = self._b
-        attended = self._attention(self._norm(hidden, f"{name}.norm1"), f"{name}.attn", rotary)
-        hidden = b.op("Add", hidden, attended)
-        inner = self._linear(self._norm(hidden, f"{name}.norm2"), f"{name}.mlp.linear_fc1")
-        inner = gelu(b, inner, self._config.hidden_act)
-        return b.op("Add", hidden, self._linear(inner, f"{name}.mlp.linear_fc2"))
-
-    def _attention(self, x: ir.Value, name: str, rotary: Rotary) -> ir.Value:
+    def _attention(
+        self,
+        x: ir.Value,
+        name: str,
+        rotary: Rotary,
+        span: int | None = None,
+        mask: ir.Value | None = None,
+    ) -> ir.Value:
+        """Self-attention over each ``span`` patches, all of an image without it; ``mask`` (N, N) is added."""
         b, width, heads = self._b, self._config.hidden_size, self._config.num_heads
         qkv = self._linear(x, f"{name}.qkv")
         qk, v = b.split(b.reshape(qkv, -1, self._patches, 3 * width), 2 * width, width)
         q, k = b.split(rotary.turn(qk, 2 * heads), width, width)
+        if span is not None:
+            q, k, v = (b.reshape(part, -1, span, width) for part in (q, k, v))
+        masked = (q, k, v) if mask is None else (q, k, v, mask)
         scale = (width // heads) ** -0.5
-        out = b.op("Attention", q, k, v, q_num_heads=heads, kv_num_heads=heads, scale=scale)
+        out = b.op("Attention", *masked, q_num_heads=heads, kv_num_heads=heads, scale=scale)
         return self._linear(b.reshape(out, -1, width), f"{name}.proj")
 
-    def _merger(self, hidden: ir.Value, name: str, normalise_merged: bool) -> ir.Value:
-        """Four neighbouring patches to one image token; the norm stands before or after they are joined."""
-        b, width = self._b, self._config.hidden_size * self._config.spatial_merge_size**2
-        if normalise_merged:
-            x = self._norm(b.reshape(hidden, -1, width), f"{name}.norm")
-        else:
-            x = b.reshape(self._norm(hidden, f"{name}.norm"), -1, width)
-        x = self._linear(b.op("Gelu", self._linear(x, f"{name}.linear_fc1")), f"{name}.linear_fc2")
-        return b.reshape(
-            x, -1, self._patches * self._config.hidden_size // width, self._config.out_hidden_size
-        )
-
     def _linear(self, x: ir.Value, name: str) -> ir.Value:
-        layer: Linear | Integer = self._weights.linear(name)
+        return self._product(x, name.rsplit(".", 1)[-1], self._weights.linear(name))
+
+    def _linears(self, x: ir.Value, label: str, names: list[str]) -> ir.Value:
+        """The outputs of several layers side by side, as one product called ``label``."""
+        return self._product(x, label, side_by_side([self._weights.linear(name) for name in names]))
+
+    def _product(self, x: ir.Value, label: str, layer: Linear) -> ir.Value:
         if self._integer and isinstance(layer, Dense):
-            layer = Integer.of(layer)
-        return self._b.linear(x, name.rsplit(".", 1)[-1], layer, flat=True)
-
-    def _norm(self, x: ir.Value, name: str) -> ir.Value:
-        with self._b.scope(name.rsplit(".", 1)[-1]):
-            scale = self._b.weight("weight", self._weights.array(f"{name}.weight"))
-            shift = self._b.weight("bias", self._weights.array(f"{name}.bias"))
-            return self._b.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=EPSILON)
-
-
-def gelu(builder: Builder, x: ir.Value, activation: str) -> ir.Value:
-    """The activation that the configuration names. Raises CheckpointError for one that is not a GELU."""
-    approximations = {"gelu_pytorch_tanh": "tanh", "gelu_new": "tanh", "gelu": "none"}
-    if activation not in approximations:
-        raise CheckpointError(
-            f"the vision tower's activation {activation!r} is not one of {', '.join(approximations)}"
-        )
-    return builder.op("Gelu", x, approximate=approximations[activation])
+            return self._b.linear(x, label, Integer.of(layer), flat=True)
+        return self._b.linear(x, label, layer, flat=True)
 
 
 def folded_patch_embedding(weight: Array, bias: Array, normalisation: Normalisation) -> Dense:

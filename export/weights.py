@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from transformers import Qwen3VLConfig
 
 from calibrate.pack import PACKED, read_packed
-from train.families import QWEN3_VL, family_of
+from train.families import family_of
 from train.loading import read_config
+from train.shards import Shards
 from wafervlm.errors import CheckpointError
 
 Array = NDArray[np.float32]
@@ -33,11 +31,12 @@ class Dense:
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """A linear layer without bias whose weight is ``levels`` (K, N) int8, -8 to 7, times ``scales``
-    (K / group_size, N) float32, each scale for ``group_size`` rows."""
+    """A linear layer whose weight is ``levels`` (K, N) int8, -8 to 7, times ``scales`` (K / group_size, N)
+    float32, each scale for ``group_size`` rows, with a bias (N,) float32 or None."""
 
     levels: NDArray[np.int8]
     scales: Array
+    bias: Array | None = None
 
     @property
     def group_size(self) -> int:
@@ -46,7 +45,8 @@ class Quantized:
 
     def dense(self) -> Dense:
         """The same layer with its weight multiplied out."""
-        return Dense(self.levels.astype(np.float32) * np.repeat(self.scales, self.group_size, axis=0))
+        weight = self.levels.astype(np.float32) * np.repeat(self.scales, self.group_size, axis=0)
+        return Dense(weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,56 +75,71 @@ Linear = Dense | Quantized
 
 
 def side_by_side(layers: Sequence[Linear]) -> Linear:
-    """One layer whose outputs are those of ``layers``, which read the same input, one after the other."""
-    first = layers[0]
-    if isinstance(first, Quantized):
-        quantized = [layer for layer in layers if isinstance(layer, Quantized)]
-        if len(quantized) == len(layers) and len({layer.group_size for layer in quantized}) == 1:
-            return Quantized(
-                np.concatenate([layer.levels for layer in quantized], axis=1),
-                np.concatenate([layer.scales for layer in quantized], axis=1),
-            )
+    """One layer whose outputs are those of ``layers``, which read the same input, one after the other.
+
+    Raises CheckpointError where only some are quantized, or only some have a bias.
+    """
+    bias = _joined_bias(layers)
+    quantized = [layer for layer in layers if isinstance(layer, Quantized)]
     dense = [layer for layer in layers if isinstance(layer, Dense)]
-    if len(dense) != len(layers):
+    if len(dense) == len(layers):
+        return Dense(np.concatenate([layer.weight for layer in dense], axis=1), bias)
+    if len(quantized) != len(layers) or len({layer.group_size for layer in quantized}) != 1:
         raise CheckpointError(
             "layers that read the same input are quantized differently; quantize all or none"
         )
-    biases = [layer.bias for layer in dense if layer.bias is not None]
-    if biases and len(biases) != len(dense):
-        raise CheckpointError("of the layers that read the same input only some have a bias")
-    return Dense(
-        np.concatenate([d.weight for d in dense], axis=1), np.concatenate(biases) if biases else None
+    return Quantized(
+        np.concatenate([layer.levels for layer in quantized], axis=1),
+        np.concatenate([layer.scales for layer in quantized], axis=1),
+        bias,
     )
 
 
-class Weights:
-    """The configuration and the tensors of a Qwen3-VL folder, full precision or AutoGPTQ v1 layout.
+def _joined_bias(layers: Sequence[Linear]) -> Array | None:
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    if biases and len(biases) != len(layers):
+        raise CheckpointError("of the layers that read the same input only some have a bias")
+    return np.concatenate(biases) if biases else None
 
-    Nothing is kept: every call reads from the files. Raises CheckpointError for another architecture and
-    for tensors that are missing.
+
+class Weights:
+    """The configuration and the tensors of a checkpoint folder, full precision or AutoGPTQ v1 layout.
+
+    Tensors go by the model's names, whichever spelling the files have. Nothing is kept: every call reads
+    from the files. Raises CheckpointError for another architecture, for tensors that are missing and for
+    files that cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         values = read_config(self.path)
         family = family_of(list(values.get("architectures") or []), str(self.path))
-        if family is not QWEN3_VL:
-            raise CheckpointError(f"{self.path} holds {family.architecture}, for which there is no graph")
-        self.config = Qwen3VLConfig.from_dict(values)
+        self.config = family.model.config_class.from_dict(values)
         self.quantization: dict[str, Any] = values.get("quantization_config") or {}
-        self._files = _tensor_files(self.path)
+        self._shards = Shards(self.path)
+        self._stored = {family.module_name(name): name for name in self._shards.slots}
 
     def has(self, name: str) -> bool:
         """Whether there is a tensor ``name``."""
-        return name in self._files
+        return name in self._stored
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor ``name`` as stored."""
-        if name not in self._files:
-            raise CheckpointError(f"{self.path} has no tensor {name!r}; it is not a whole checkpoint")
-        with safe_open(self._files[name], framework="pt") as file:
-            found: torch.Tensor = file.get_tensor(name)
-            return found
+        return self._shards.tensor(self._stored.get(name, name))
+
+    def rows(self, name: str, indices: Sequence[int]) -> Array:
+        """These rows of the matrix ``name`` as float32; no others are read. Raises CheckpointError for a row
+        that it does not have."""
+        stored = self._stored.get(name, name)
+        there = self._shards.slot(stored).shape[0]
+        if indices and not 0 <= max(indices) < there:
+            raise CheckpointError(
+                f"{self.path} has {there} rows in {name}, and token {max(indices)} of its tokenizer is not "
+                "among them; take model and tokenizer from one checkpoint"
+            )
+        rows = [self._shards.rows(stored, index, index + 1) for index in indices]
+        values: Array = torch.cat(rows).float().numpy() if rows else self.array(name)[:0]
+        return values
 
     def array(self, name: str) -> Array:
         """The tensor ``name`` as float32."""
@@ -149,27 +164,5 @@ class Weights:
         return Quantized(
             np.ascontiguousarray(weight.levels.numpy().T),
             np.ascontiguousarray(weight.scales.float().numpy().T),
+            self.array(f"{name}.bias") if self.has(f"{name}.bias") else None,
         )
-
-
-def _tensor_files(path: Path) -> dict[str, Path]:
-    """Tensor name to the file that holds it."""
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        return {name: path / file for name, file in _read_json(index)["weight_map"].items()}
-    single = path / "model.safetensors"
-    try:
-        with safe_open(single, framework="pt") as file:
-            return dict.fromkeys(file.keys(), single)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {single}: {error}") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} must hold one JSON object")
-    return values

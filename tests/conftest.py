@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from wafervlm.task import WAFER_DEFECTS, Task
 from wafervlm.wafermap import WaferMap
 
 ROOT = Path(__file__).resolve().parents[1]
+# The model families, each with the side in pixels of the images that its tiny model is tested on.
+SIDES = {"qwen3_vl": 64, "qwen2_5_vl": 84}
 
 
 def data_folder() -> Path:
@@ -63,26 +67,76 @@ def synthetic_wafers() -> list[tuple[WaferMap, str]]:
 @pytest.fixture(scope="session")
 def tiny_task() -> Task:
     """The nine classes on 64x64 images."""
-    return Task(labels=WAFER_DEFECTS.labels, spellings=WAFER_DEFECTS.spellings, render=RenderSpec(64, 64))
+    return square_task(64)
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a random-weight Qwen3-VL of 0.3 M parameters, with its processor. Do not write to it."""
-    from train.nano.config import TINY, build_model_folder, train_tokenizer
-    from train.nano.corpus import tokenizer_texts
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the folder of a family's tiny checkpoint, made when it is first asked for."""
 
-    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
-    tokenizer = train_tokenizer(tokenizer_texts(seed=1, scenes=20), TINY.vocabulary)
-    build_model_folder(folder, TINY, tokenizer, seed=1)
+    @functools.cache
+    def folder(family: str) -> Path:
+        from tests.tiny_models import BUILDERS
+
+        out = tmp_path_factory.mktemp(family) / "checkpoint"
+        BUILDERS[family](out)
+        return out
+
     return folder
 
 
 @pytest.fixture(scope="session")
-def synthetic_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset folder of synthetic maps on 64x64 images. Do not write to it."""
-    from train.build import BuildConfig, build_dataset
+def tiny_checkpoint(tiny_folder: Callable[[str], Path]) -> Path:
+    """Folder of a random-weight Qwen3-VL of 0.3 M parameters, with its processor. Do not write to it."""
+    return tiny_folder("qwen3_vl")
 
-    out = tmp_path_factory.mktemp("synthetic") / "dataset"
-    build_dataset(BuildConfig(source=Path("synthetic"), train=6, test=3, tune=3, size=(64, 64)), out)
-    return out
+
+@pytest.fixture(scope="module", params=list(SIDES))
+def family(request: pytest.FixtureRequest) -> str:
+    """The name of each family in turn: a test that asks for it, or for what follows, runs on all."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def family_checkpoint(family: str, tiny_folder: Callable[[str], Path]) -> Path:
+    """Folder of the family's tiny checkpoint. Do not write to it."""
+    return tiny_folder(family)
+
+
+@pytest.fixture(scope="module")
+def family_task(family: str) -> Task:
+    """The nine classes on images of the family's size."""
+    return square_task(SIDES[family])
+
+
+@pytest.fixture(scope="session")
+def synthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Gives a dataset folder of synthetic maps on images of a side, made when it is first asked for."""
+
+    @functools.cache
+    def folder(side: int) -> Path:
+        from train.build import BuildConfig, build_dataset
+
+        out = tmp_path_factory.mktemp("synthetic") / "dataset"
+        build_dataset(BuildConfig(source=Path("synthetic"), train=6, test=3, tune=3, size=(side, side)), out)
+        return out
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def synthetic_dataset(synthetic_folder: Callable[[int], Path]) -> Path:
+    """A dataset folder of synthetic maps on 64x64 images. Do not write to it."""
+    return synthetic_folder(64)
+
+
+@pytest.fixture(scope="module")
+def family_dataset(family: str, synthetic_folder: Callable[[int], Path]) -> Path:
+    """The same maps on images of the family's size. Do not write to it."""
+    return synthetic_folder(SIDES[family])
+
+
+def square_task(side: int) -> Task:
+    """The nine classes on images of ``side`` pixels."""
+    return Task(labels=WAFER_DEFECTS.labels, spellings=WAFER_DEFECTS.spellings, render=RenderSpec(side, side))

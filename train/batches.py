@@ -164,7 +164,7 @@ class Pixels:
         probe = np.random.default_rng(0).integers(0, 256, (spec.height, spec.width, 3)).astype(np.uint8)
         exact = self._processed([probe])
         self._grid = exact["image_grid_thw"]
-        self._mean, self._std = _uniform(self._processor.image_mean), _uniform(self._processor.image_std)
+        self._mean, self._std = list(self._processor.image_mean), list(self._processor.image_std)
         self.vectorised = self._agrees(probe, exact["pixel_values"])
 
     def __call__(self, images: Sequence[RgbImage]) -> Batch:
@@ -181,12 +181,10 @@ class Pixels:
         )
 
     def _agrees(self, probe: RgbImage, exact: torch.Tensor) -> bool:
-        if self._mean is None or self._std is None:
-            return False
         return torch.allclose(self._fast(probe[None]), exact.float(), rtol=0, atol=1e-6)
 
     def _fast(self, images: NDArray[np.uint8]) -> torch.Tensor:
-        return patchify(images, self._patch, self._merge, self._mean or 0.0, self._std or 1.0)
+        return patchify(images, self._patch, self._merge, self._mean, self._std)
 
 
 def tokenize_turn(
@@ -211,8 +209,3 @@ def tokenize_turn(
             f"now {max_length}, or render smaller images"
         )
     return ids, len(prompt)
-
-
-def _uniform(values: Sequence[float]) -> float | None:
-    """The one value of all channels, None where they differ."""
-    return float(values[0]) if len(set(values)) == 1 else None

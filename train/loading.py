@@ -73,7 +73,7 @@ def load_checkpoint(
     path = Path(path)
     family = _full_precision_family(path)
     processor = load_processor(path)
-    _check_placement(dtype, device)
+    check_placement(dtype, device)
     model = _load_model(path, family, getattr(torch, dtype)).to(device)
     if adapter is not None:
         model = _with_adapter(model, Path(adapter))
@@ -233,7 +233,8 @@ def _full_precision_family(path: Path) -> Family:
     return family
 
 
-def _check_placement(dtype: str, device: str) -> None:
+def check_placement(dtype: str, device: str) -> None:
+    """Raise UsageError for a dtype that is not known, ProviderError for a device that is not there."""
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is not known; choose {', '.join(DTYPES)}")
     if device.startswith("cuda") and not torch.cuda.is_available():

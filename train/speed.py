@@ -1,10 +1,10 @@
 """Faster, equal forms of three operations for training small models on a CPU, where all images have one size.
 
-transformers embeds patches with a Conv3d, and without flash attention attends image by image in a loop.
-For patches that do not overlap the convolution is a matrix product; for images of equal size the loop is
-one batched attention. A LoRA layer of peft makes three products with the activations; where the model is
-small it is cheaper to add the adapter to the weight first and make one. All give the same numbers and
-gradients (tested to 1e-5).
+transformers embeds patches with a Conv3d, and without flash attention attends image by image, or window by
+window, in a loop. For patches that do not overlap the convolution is a matrix product; for images and
+windows of equal size the loop is one batched attention, one for each size where there are several. A LoRA
+layer of peft makes three products with the activations; where the model is small it is cheaper to add the
+adapter to the weight first and make one. All give the same numbers and gradients (tested to 1e-5).
 """
 
 from __future__ import annotations
@@ -17,17 +17,21 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
 
+from train.families import FAMILIES
+
+_PATCH_EMBEDDINGS = {family.patch_embedding for family in FAMILIES.values()}
+_ATTENTIONS = {family.vision_attention for family in FAMILIES.values()}
+
 
 def fast_vision(model: nn.Module) -> nn.Module:
     """Replace the forward of every vision patch embedding and attention in ``model``, which is returned.
 
-    Images of different sizes in one batch take the original path. Parameters, names and adapters stay.
+    Parameters, names and adapters stay.
     """
     for module in model.modules():
-        if type(module).__name__ == "Qwen3VLVisionPatchEmbed":
+        if type(module) in _PATCH_EMBEDDINGS:
             setattr(module, "forward", types.MethodType(_embed, module))  # noqa: B010
-        elif type(module).__name__ == "Qwen3VLVisionAttention":
-            setattr(module, "_looped_forward", module.forward)  # noqa: B010
+        elif type(module) in _ATTENTIONS:
             setattr(module, "forward", types.MethodType(_attend, module))  # noqa: B010
     return model
 
@@ -44,20 +48,29 @@ def _attend(
     position_embeddings: tuple[torch.Tensor, torch.Tensor],
     **kwargs: Any,
 ) -> torch.Tensor:
-    lengths = cu_seqlens.diff()
-    if (lengths != lengths[0]).any():
-        looped: torch.Tensor = module._looped_forward(
-            hidden_states, cu_seqlens, position_embeddings=position_embeddings, **kwargs
-        )
-        return looped
     tokens = hidden_states.shape[0]
     query, key, value = module.qkv(hidden_states).reshape(tokens, 3, module.num_heads, -1).unbind(1)
+    # Both families turn by the same formula.
     query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-    batched = [x.view(len(lengths), -1, *x.shape[1:]).transpose(1, 2) for x in (query, key, value)]
-    output: torch.Tensor = module.proj(
-        _mix(batched[0], batched[1], batched[2], module.scaling).transpose(1, 2).reshape(tokens, -1)
-    )
+    mixed = _mix_in_groups(query, key, value, cu_seqlens, module.scaling)
+    output: torch.Tensor = module.proj(mixed.reshape(tokens, -1))
     return output
+
+
+def _mix_in_groups(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """Attention over (N, heads, head_dim), each token seeing those between the same two ``bounds``."""
+    lengths = bounds.diff()
+    if (lengths == lengths[0]).all():
+        batched = [x.view(len(lengths), -1, *x.shape[1:]).transpose(1, 2) for x in (query, key, value)]
+        return _mix(batched[0], batched[1], batched[2], scaling).transpose(1, 2)
+    mixed = torch.empty_like(query)
+    for length in lengths.unique():
+        rows = bounds[:-1][lengths == length, None] + torch.arange(int(length), device=bounds.device)
+        batched = [x[rows].transpose(1, 2) for x in (query, key, value)]
+        mixed = mixed.index_put((rows,), _mix(batched[0], batched[1], batched[2], scaling).transpose(1, 2))
+    return mixed
 
 
 def _mix(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:

@@ -51,6 +51,18 @@ def inputs(checkpoint: Checkpoint, tiny_task: Task, samples: list[Sample]) -> li
     return batches(checkpoint, tiny_task, samples, "wafers", 8, seed=0)
 
 
+@pytest.fixture
+def family_model(family_checkpoint: Path) -> Checkpoint:
+    """Each family's tiny model, loaded anew for each test."""
+    return load_checkpoint(family_checkpoint)
+
+
+@pytest.fixture
+def family_inputs(family_model: Checkpoint, family_task: Task, samples: list[Sample]) -> list[Inputs]:
+    """Calibration inputs of the family's tiny model in batches of eight, eight and two, with padding."""
+    return batches(family_model, family_task, samples, "wafers", 8, seed=0)
+
+
 def task_for(checkpoint: Checkpoint) -> Task:
     """The nine classes on images of the size that ``checkpoint`` takes."""
     side = round(checkpoint.processor.image_processor.size["shortest_edge"] ** 0.5)

@@ -34,18 +34,18 @@ def caught_inputs(checkpoint: Checkpoint, name: str, inputs: list[Inputs]) -> to
     return torch.cat(found)
 
 
-def test_layers_that_read_one_input_are_found(checkpoint: Checkpoint, inputs: list[Inputs]) -> None:
-    groups = shared_inputs(checkpoint.model, 1, begin(checkpoint.model, inputs[0]))
+def test_layers_that_read_one_input_are_found(family_model: Checkpoint, family_inputs: list[Inputs]) -> None:
+    groups = shared_inputs(family_model.model, 1, begin(family_model.model, family_inputs[0]))
     short = [[name.rpartition(".")[2] for name in names] for names in groups]
     assert short == [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
     assert all(name.startswith(f"{LAYER}.1.") for names in groups for name in names)
 
 
-def test_only_the_decoder_is_quantized(checkpoint: Checkpoint, inputs: list[Inputs]) -> None:
-    before = copy.deepcopy(checkpoint.model.state_dict())
-    whole = quantize_model(checkpoint.model, inputs, SCHEME)
+def test_only_the_decoder_is_quantized(family_model: Checkpoint, family_inputs: list[Inputs]) -> None:
+    before = copy.deepcopy(family_model.model.state_dict())
+    whole = quantize_model(family_model.model, family_inputs, SCHEME)
     assert len(whole.weights) == len(whole.rows) == 14
-    for name, tensor in checkpoint.model.state_dict().items():
+    for name, tensor in family_model.model.state_dict().items():
         layer = name.removesuffix(".weight")
         if layer in whole.weights:
             assert torch.equal(tensor, whole.weights[layer].dense())
@@ -73,18 +73,20 @@ def test_each_set_is_calibrated_on_what_those_before_it_give(
                 weight.copy_(whole.weights[name].dense())
 
 
-def test_errors_are_measured_and_below_rounding(checkpoint: Checkpoint, inputs: list[Inputs]) -> None:
-    parent = copy.deepcopy(checkpoint.model)
-    batches = [begin(checkpoint.model, part) for part in inputs]
-    done = quantize_layer(checkpoint.model, 0, batches, SCHEME)
+def test_errors_are_measured_and_below_rounding(
+    family_model: Checkpoint, family_inputs: list[Inputs]
+) -> None:
+    parent = copy.deepcopy(family_model.model)
+    batches = [begin(family_model.model, part) for part in family_inputs]
+    done = quantize_layer(family_model.model, 0, batches, SCHEME)
     assert all(0 < row["error"] < 0.8 * row["error_nearest"] for row in done.rows)
     name = f"{LAYER}.0.self_attn.v_proj"
     row = next(row for row in done.rows if row["layer"] == name)
-    seen = caught_inputs(checkpoint, name, inputs).double()
+    seen = caught_inputs(family_model, name, family_inputs).double()
     weight = parent.get_submodule(name).weight.detach()
     for key, found in (("error", done.weights[name]), ("error_nearest", round_to_nearest(weight, SCHEME))):
         np.testing.assert_allclose(row[key], layer_error(weight, found.dense(), seen.T @ seen), rtol=1e-6)
-    assert row["tokens"] == len(seen) == sum(int(part["attention_mask"].sum()) for part in inputs)
+    assert row["tokens"] == len(seen) == sum(int(part["attention_mask"].sum()) for part in family_inputs)
 
 
 def test_largest_values_are_those_of_the_quantized_model(

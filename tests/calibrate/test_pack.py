@@ -19,7 +19,7 @@ from calibrate.gptq import QuantizedWeight, Scheme, round_to_nearest
 from calibrate.layers import linears, put, round_model
 from calibrate.pack import PACKED, load_quantized, pack, read_packed, unpack, write_quantized
 from calibrate.replay import text_core
-from train.loading import Checkpoint, load_checkpoint
+from train.loading import Checkpoint, checkpoint_family, load_checkpoint
 from train.merge import write_checkpoint
 from train.scorer import tree_log_probs
 from wafervlm.errors import CheckpointError, ConfigError
@@ -125,7 +125,8 @@ def test_sizes_that_do_not_fill_words_are_refused(inputs: int, outputs: int, bit
     ("change", "message"),
     [
         (lambda p: p.pop("g_idx"), "lacks the tensor g_idx"),
-        (lambda p: p.update(g_idx=p["g_idx"].flip(0)), "not contiguous"),
+        (lambda p: p.update(g_idx=p["g_idx"].roll(1)), "not contiguous"),
+        (lambda p: p.update(g_idx=p["g_idx"] * 0), "not contiguous"),
         (lambda p: p.update(qzeros=p["qzeros"] + 1), "not symmetric"),
         (lambda p: p.update(qweight=p["qweight"][:-1]), "qweight is .* and should be"),
         (lambda p: p.update(qweight=p["qweight"].long()), "qweight is torch.int64"),
@@ -146,11 +147,9 @@ def test_foreign_tensors_are_refused(
         unpack(parts, Q)
 
 
-@pytest.fixture(scope="module")
-def half(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model in bfloat16, as merge writes it, over several files."""
-    source = load_checkpoint(tiny_checkpoint)
-    out = tmp_path_factory.mktemp("half") / "bfloat16"
+def in_bfloat16(checkpoint: Path, out: Path) -> Path:
+    """A tiny model in bfloat16, as merge writes it, over several files."""
+    source = load_checkpoint(checkpoint)
     out.mkdir()
     write_checkpoint(source, out, "bfloat16")
     (out / "model.safetensors").unlink()
@@ -159,14 +158,41 @@ def half(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-@pytest.fixture(scope="module")
-def packed(half: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def in_four_bits(half: Path, out: Path) -> Path:
     """Its text core rounded to four bits in groups of 32."""
-    out = tmp_path_factory.mktemp("packed") / "int4"
     out.mkdir()
     source, scheme = load_checkpoint(half), Scheme(group=32)
     write_quantized(source, quantized_linears(half, scheme), scheme, out)
     return out
+
+
+@pytest.fixture(scope="module")
+def packed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Qwen3-VL, quantized."""
+    root = tmp_path_factory.mktemp("packed")
+    return in_four_bits(in_bfloat16(tiny_checkpoint, root / "bfloat16"), root / "int4")
+
+
+def test_whole_groups_in_another_order_are_mended() -> None:
+    parts = pack(random_weight(4, 96, 64, 32))
+    expected = unpack(parts, Q).dense()
+    order = torch.tensor([2, 0, 1])
+    # Input k is in group g_idx[k], whose scale stands in that row.
+    other = {**parts, "g_idx": order.repeat_interleave(32).int(), "scales": torch.empty_like(parts["scales"])}
+    other["scales"][order] = parts["scales"]
+    assert torch.equal(unpack(other, Q).dense(), expected)
+
+
+@pytest.fixture(scope="module")
+def half(family_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each family's tiny model in bfloat16."""
+    return in_bfloat16(family_checkpoint, tmp_path_factory.mktemp("half") / "bfloat16")
+
+
+@pytest.fixture(scope="module")
+def family_packed(half: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, quantized."""
+    return in_four_bits(half, tmp_path_factory.mktemp("packed") / "int4")
 
 
 def quantized_linears(path: Path, scheme: Scheme) -> dict[str, QuantizedWeight]:
@@ -179,41 +205,42 @@ def all_tensors(path: Path) -> dict[str, torch.Tensor]:
     return {name: part for file in path.glob("*.safetensors") for name, part in load_file(file).items()}
 
 
-def test_a_checkpoint_holds_what_it_held_and_packed_linears(half: Path, packed: Path) -> None:
-    before, after = all_tensors(half), all_tensors(packed)
-    names = set(quantized_linears(half, Scheme(group=32)))
-    assert len(names) == 14
+def test_a_checkpoint_holds_what_it_held_and_packed_linears(half: Path, family_packed: Path) -> None:
+    before, after = all_tensors(half), all_tensors(family_packed)
+    module_name = checkpoint_family(half).module_name
+    linears = set(quantized_linears(half, Scheme(group=32)))
+    # In the spelling of the files that were there.
+    names = {n.removesuffix(".weight") for n in before if module_name(n).removesuffix(".weight") in linears}
+    assert len(names) == len(linears) == 14
     assert set(after) == {n for n in before if n.removesuffix(".weight") not in names} | {
         f"{name}.{part}" for name in names for part in PACKED
     }
     for name in set(before) & set(after):
         assert torch.equal(before[name], after[name])
         assert before[name].dtype == after[name].dtype
-    assert "lm_head.weight" not in after
+    assert ("lm_head.weight" in after) is ("lm_head.weight" in before)
     assert not any("visual" in name and name.endswith("qweight") for name in after)
-    index = json.loads((packed / "model.safetensors.index.json").read_text())["weight_map"]
-    assert all(name in load_file(packed / index[name]) for name in after)
+    index = json.loads((family_packed / "model.safetensors.index.json").read_text())["weight_map"]
+    assert all(name in load_file(family_packed / index[name]) for name in after)
     assert set(index) == set(after)
 
 
-def test_a_checkpoint_says_how_it_is_quantized_and_keeps_its_files(half: Path, packed: Path) -> None:
-    config = json.loads((packed / "config.json").read_text())
-    alone = json.loads((packed / "quantize_config.json").read_text())
+def test_a_checkpoint_says_how_it_is_quantized_and_keeps_its_files(half: Path, family_packed: Path) -> None:
+    config = json.loads((family_packed / "config.json").read_text())
+    alone = json.loads((family_packed / "quantize_config.json").read_text())
     assert config.pop("quantization_config") == alone
     assert config == json.loads((half / "config.json").read_text())
     wanted = {"bits": 4, "group_size": 32, "sym": True, "desc_act": False, "checkpoint_format": "gptq"}
     assert wanted.items() <= alone.items()
-    for name in (
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "preprocessor_config.json",
-        "chat_template.jinja",
-    ):
-        assert (packed / name).read_bytes() == (half / name).read_bytes()
+    kept = {"tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json"}
+    template = {path.name for path in half.glob("chat_template.*")}
+    assert len(template) == 1
+    for name in kept | template:
+        assert (family_packed / name).read_bytes() == (half / name).read_bytes()
 
 
-def test_a_loaded_checkpoint_has_the_weights_that_were_packed(half: Path, packed: Path) -> None:
-    loaded = load_quantized(packed)
+def test_a_loaded_checkpoint_has_the_weights_that_were_packed(half: Path, family_packed: Path) -> None:
+    loaded = load_quantized(family_packed)
     parents = dict(load_checkpoint(half).model.named_parameters())
     weights = quantized_linears(half, Scheme(group=32))
     for name, parameter in loaded.model.named_parameters():
@@ -221,19 +248,22 @@ def test_a_loaded_checkpoint_has_the_weights_that_were_packed(half: Path, packed
         expected = weights[layer].dense() if layer in weights else parents[name]
         assert torch.equal(parameter, expected), name
         assert parameter.dtype == torch.float32
-    assert loaded.model.lm_head.weight is text_core(loaded.model).embed_tokens.weight
+    tied = loaded.model.lm_head.weight is text_core(loaded.model).embed_tokens.weight
+    assert tied is loaded.model.config.tie_word_embeddings
     assert not loaded.model.training
 
 
 def test_a_loaded_checkpoint_scores_as_the_model_rounded_in_place(
-    half: Path, packed: Path, tiny_task: Task, synthetic_wafers: list[tuple[WaferMap, str]]
+    half: Path, family_packed: Path, family_task: Task, synthetic_wafers: list[tuple[WaferMap, str]]
 ) -> None:
-    images = [render(wafer, tiny_task.render) for wafer, _ in synthetic_wafers[:6]]
+    images = [render(wafer, family_task.render) for wafer, _ in synthetic_wafers[:6]]
     rounded = load_checkpoint(half)
-    full = tree_log_probs(rounded, tiny_task, images)
+    full = tree_log_probs(rounded, family_task, images)
     round_model(rounded.model, Scheme(group=32))
-    expected = tree_log_probs(rounded, tiny_task, images)
-    np.testing.assert_allclose(tree_log_probs(load_quantized(packed), tiny_task, images), expected, atol=1e-9)
+    expected = tree_log_probs(rounded, family_task, images)
+    np.testing.assert_allclose(
+        tree_log_probs(load_quantized(family_packed), family_task, images), expected, atol=1e-9
+    )
     assert np.abs(full - expected).max() > 1e-4
 
 

@@ -45,6 +45,12 @@ def test_hidden_states_are_those_of_the_full_forward(nano: Checkpoint, wafer_inp
         assert check_exact(nano.model, inputs) <= TOLERANCE
 
 
+def test_every_family_is_replayed_exactly(family_model: Checkpoint, family_inputs: list[Inputs]) -> None:
+    for inputs in family_inputs:
+        assert largest_difference(family_model, inputs, None) <= TOLERANCE
+    check_exact(family_model.model, family_inputs[0])
+
+
 def test_without_deepstack_they_are_not(nano: Checkpoint, wafer_inputs: list[Inputs]) -> None:
     assert len(begin(nano.model, wafer_inputs[0]).additions) > 0
     assert largest_difference(nano, wafer_inputs[0], []) > 1e3 * TOLERANCE
@@ -64,14 +70,14 @@ def test_without_deepstack_calibration_refuses(
 
 
 def test_a_last_layer_that_differs_is_noticed(
-    checkpoint: Checkpoint, inputs: list[Inputs], monkeypatch: pytest.MonkeyPatch
+    family_model: Checkpoint, family_inputs: list[Inputs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slightly_off(model: object, index: int, batch: Batch) -> torch.Tensor:
         return step(model, index, batch) * (1 + 1e-5 * (index == 1))
 
     monkeypatch.setattr(calibrate.replay, "step", slightly_off)
     with pytest.raises(SetupError, match="before decoder layer 2"):
-        check_exact(checkpoint.model, inputs[0])
+        check_exact(family_model.model, family_inputs[0])
 
 
 @pytest.mark.parametrize("kind", ["images", "text"])
@@ -86,15 +92,15 @@ def test_half_precision_is_replayed_exactly(tiny_checkpoint: Path, samples: list
     assert check_exact(half.model, inputs) <= 8 * torch.finfo(torch.bfloat16).eps
 
 
-def test_padding_is_known(checkpoint: Checkpoint, inputs: list[Inputs]) -> None:
-    batch = begin(checkpoint.model, inputs[0])
-    assert torch.equal(batch.valid, inputs[0]["attention_mask"].bool())
+def test_padding_is_known(family_model: Checkpoint, family_inputs: list[Inputs]) -> None:
+    batch = begin(family_model.model, family_inputs[0])
+    assert torch.equal(batch.valid, family_inputs[0]["attention_mask"].bool())
     assert not batch.valid.all()  # the answers differ in length
 
 
-def test_nothing_is_left_behind_in_the_model(checkpoint: Checkpoint, inputs: list[Inputs]) -> None:
-    check_exact(checkpoint.model, inputs[0])
+def test_nothing_is_left_behind_in_the_model(family_model: Checkpoint, family_inputs: list[Inputs]) -> None:
+    check_exact(family_model.model, family_inputs[0])
     assert not any(
-        module._forward_pre_hooks or module._forward_hooks for module in checkpoint.model.modules()
+        module._forward_pre_hooks or module._forward_hooks for module in family_model.model.modules()
     )
-    assert len(text_core(checkpoint.model).layers) == 2
+    assert len(text_core(family_model.model).layers) == 2

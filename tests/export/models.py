@@ -10,7 +10,6 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
-from transformers import Qwen3VLForConditionalGeneration
 
 from calibrate.gptq import Scheme, round_to_nearest
 from calibrate.pack import write_quantized
@@ -27,7 +26,7 @@ def roughened(
     Fresh norms are 1 and fresh biases 0: a graph that forgets them would not be found out.
     """
     shutil.copytree(checkpoint, out)
-    model = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+    model = load_checkpoint(checkpoint).model
     generator = torch.Generator().manual_seed(5)
     for parameter in model.parameters():
         parameter.data += torch.randn(parameter.shape, generator=generator) * scale

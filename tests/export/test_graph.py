@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +24,8 @@ from train.loading import load_checkpoint
 from train.nano.config import CHAT_TEMPLATE
 from train.scorer import label_log_probs
 from train.tree import label_tree
-from wafervlm.errors import TaskError
-from wafervlm.render import RenderSpec
+from wafervlm.errors import CheckpointError, TaskError
+from wafervlm.render import RenderSpec, RgbImage
 from wafervlm.task import Order, Task
 
 # Differences of float32 rounding stay far below the gate of 1e-3; a wrong mask or position does not.
@@ -36,14 +38,18 @@ def exported(checkpoint: Path, task: Task, folder: Path) -> Path:
     return path
 
 
+def sized(task: Task, count: int) -> list[RgbImage]:
+    return random_images(count, task.render.height)
+
+
 @pytest.mark.parametrize("order", ["text-first", "image-first"])
 def test_scores_are_those_of_separate_forwards(
-    checkpoint: Path, tiny_task: Task, tmp_path: Path, order: Order
+    rough: Path, family_task: Task, tmp_path: Path, order: Order
 ) -> None:
-    task = replace(tiny_task, order=order)
-    images = random_images(3)
-    expected = label_log_probs(load_checkpoint(checkpoint), task, images)
-    scores = run(exported(checkpoint, task, tmp_path), images)
+    task = replace(family_task, order=order)
+    images = sized(family_task, 3)
+    expected = label_log_probs(load_checkpoint(rough), task, images)
+    scores = run(exported(rough, task, tmp_path), images)
     assert np.abs(scores - expected).max() < CLOSE
     assert np.abs(expected[0] - expected[1]).max() > 0.01
     np.testing.assert_allclose(np.exp(scores.astype(np.float64)).sum(axis=1), 1, atol=1e-6)
@@ -76,18 +82,18 @@ def test_labels_of_every_shape(
     assert np.abs(run(exported(checkpoint, task, tmp_path), images) - expected).max() < CLOSE
 
 
-def test_every_batch_size_gives_the_same_scores(checkpoint: Path, tiny_task: Task, tmp_path: Path) -> None:
-    path, images = exported(checkpoint, tiny_task, tmp_path), random_images(5)
+def test_every_batch_size_gives_the_same_scores(rough: Path, family_task: Task, tmp_path: Path) -> None:
+    path, images = exported(rough, family_task, tmp_path), sized(family_task, 5)
     together = run(path, images)
     for part in (slice(0, 1), slice(1, 3), slice(0, 5)):
         np.testing.assert_allclose(run(path, images[part]), together[part], atol=1e-5)
 
 
 def test_a_bfloat16_checkpoint_is_exported_without_loss(
-    half_checkpoint: Path, tiny_task: Task, tmp_path: Path
+    rough_half: Path, family_task: Task, tmp_path: Path
 ) -> None:
-    path, images = exported(half_checkpoint, tiny_task, tmp_path), random_images(2)
-    expected = label_log_probs(load_checkpoint(half_checkpoint), tiny_task, images)
+    path, images = exported(rough_half, family_task, tmp_path), sized(family_task, 2)
+    expected = label_log_probs(load_checkpoint(rough_half), family_task, images)
     assert np.abs(run(path, images) - expected).max() < CLOSE
     held = {t.name: onnx.TensorProto.DataType.Name(t.data_type) for t in onnx.load(path).graph.initializer}
     matrices = {name: kind for name, kind in held.items() if name.endswith("/weight")}
@@ -98,11 +104,11 @@ def test_a_bfloat16_checkpoint_is_exported_without_loss(
 
 @pytest.mark.parametrize("order", ["text-first", "image-first"])
 def test_int4_scores_are_those_of_the_dequantized_weights(
-    int4_checkpoint: Path, tiny_task: Task, tmp_path: Path, order: Order
+    rough_int4: Path, family_task: Task, tmp_path: Path, order: Order
 ) -> None:
-    task = replace(tiny_task, order=order)
-    path, images = exported(int4_checkpoint, task, tmp_path), random_images(5)
-    expected = label_log_probs(load_quantized(int4_checkpoint), task, images)
+    task = replace(family_task, order=order)
+    path, images = exported(rough_int4, task, tmp_path), sized(family_task, 5)
+    expected = label_log_probs(load_quantized(rough_int4), task, images)
     for part in (slice(0, 1), slice(1, 3), slice(0, 5)):
         assert np.abs(run(path, images[part]) - expected[part]).max() < CLOSE
     session(path, optimised=tmp_path / "optimised.onnx")
@@ -112,10 +118,32 @@ def test_int4_scores_are_those_of_the_dequantized_weights(
     assert "DequantizeLinear" not in operators
 
 
+def test_a_vision_tower_in_integers_comes_near(rough: Path, family_task: Task, tmp_path: Path) -> None:
+    images = sized(family_task, 3)
+    exact = run(exported(rough, family_task, tmp_path), images)
+    ir.save(build_model(Weights(rough), family_task, "int8"), tmp_path / "int8.onnx")
+    assert 0 < np.abs(run(tmp_path / "int8.onnx", images) - exact).max() < 0.2
+    nodes = onnx.load(tmp_path / "int8.onnx").graph.node
+    products = [node.op_type for node in nodes if node.name.startswith("vision/") and node.op_type != "Cast"]
+    # The patch embedding alone stays in float32.
+    assert products.count("Gemm") == 1
+    assert products.count("MatMulInteger") == (3 * 4 + 3 * 2 if "qwen3" in rough.name else 3 * 4 + 2)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)
+def test_sliding_attention_is_refused(rough: Path, family_task: Task, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(rough, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["layer_types"] = ["full_attention", "sliding_attention"]
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="sliding attention, for which there is no graph"):
+        build_model(Weights(copy), family_task)
+
+
 def test_the_file_holds_standard_operators_with_a_dynamic_batch(
-    checkpoint: Path, tiny_task: Task, tmp_path: Path
+    rough: Path, family_task: Task, tmp_path: Path
 ) -> None:
-    path = exported(checkpoint, tiny_task, tmp_path)
+    path = exported(rough, family_task, tmp_path)
     onnx.checker.check_model(path, full_check=True)
     model = onnx.load(path)
     assert {node.domain for node in model.graph.node} == {""}
@@ -123,9 +151,10 @@ def test_the_file_holds_standard_operators_with_a_dynamic_batch(
     operators = {node.op_type for node in model.graph.node}
     assert not operators & {"NonZero", "Where", "If", "Loop", "Scatter", "ScatterND", "ScatterElements"}
     assert all(len(node.output) == 1 for node in model.graph.node if node.op_type == "Attention")
+    side = family_task.render.height
     image, scores = model.graph.input[0], model.graph.output[0]
     assert (image.name, image.type.tensor_type.elem_type) == ("image", onnx.TensorProto.UINT8)
-    assert [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim] == ["batch", 64, 64, 3]
+    assert [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim] == ["batch", side, side, 3]
     assert [d.dim_param or d.dim_value for d in scores.type.tensor_type.shape.dim] == ["batch", 9]
     assert (scores.name, scores.type.tensor_type.elem_type) == ("label_log_probs", onnx.TensorProto.FLOAT)
 
@@ -157,15 +186,16 @@ def test_labels_that_cannot_be_told_apart_are_refused(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "message"),
+    ("family", "size", "message"),
     [
-        ((64, 72), "multiples of 16"),
-        ((56, 64), "multiples of 16"),
-        ((128, 128), "would be resampled"),
+        ("qwen3_vl", (64, 72), "multiples of 16"),
+        ("qwen3_vl", (56, 64), "multiples of 16"),
+        ("qwen3_vl", (128, 128), "would be resampled"),
+        ("qwen2_5_vl", (96, 84), "multiples of 28"),
+        ("qwen2_5_vl", (140, 140), "would be resampled"),
     ],
+    indirect=["family"],
 )
-def test_image_sizes_that_do_not_fit_are_refused(
-    checkpoint: Path, size: tuple[int, int], message: str
-) -> None:
+def test_image_sizes_that_do_not_fit_are_refused(rough: Path, size: tuple[int, int], message: str) -> None:
     with pytest.raises(TaskError, match=message):
-        build_model(Weights(checkpoint), Task(labels=("a", "b"), render=RenderSpec(*size)))
+        build_model(Weights(rough), Task(labels=("a", "b"), render=RenderSpec(*size)))

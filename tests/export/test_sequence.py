@@ -8,30 +8,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.sequence import HIDDEN, Sequence, image_grid, plan_sequence
+from export.operators import HIDDEN
+from export.sequence import Sequence, image_grid, plan_sequence
 from export.weights import Weights
 from tests.export.models import make_task, random_images
 from train.loading import encode, load_checkpoint
 from train.tree import LabelTree, label_tree
 from wafervlm.errors import TaskError
 from wafervlm.render import RenderSpec
-from wafervlm.task import Order
+from wafervlm.task import Order, Task
 
 TASK = make_task(("qa", "qb", "ring", "ring q"))
 
 
-def planned(checkpoint: Path, order: Order) -> tuple[Sequence, LabelTree]:
+def planned(checkpoint: Path, task: Task) -> tuple[Sequence, LabelTree]:
     loaded = load_checkpoint(checkpoint)
-    task = replace(TASK, order=order)
     tree = label_tree(loaded.tokenizer, task)
     return plan_sequence(loaded.tokenizer, task, tree, loaded.model.config), tree
 
 
 @pytest.mark.parametrize("order", ["text-first", "image-first"])
-def test_tokens_and_positions_are_those_of_the_processor(checkpoint: Path, order: Order) -> None:
-    loaded = load_checkpoint(checkpoint)
-    plan, tree = planned(checkpoint, order)
-    inputs = encode(loaded, replace(TASK, order=order), random_images(1))
+def test_tokens_and_positions_are_those_of_the_processor(
+    rough: Path, family_task: Task, order: Order
+) -> None:
+    loaded = load_checkpoint(rough)
+    task = replace(TASK, order=order, render=family_task.render)
+    plan, tree = planned(rough, task)
+    inputs = encode(loaded, task, random_images(1, task.render.height))
     ids = [*plan.before, *[loaded.model.config.image_token_id] * plan.image_tokens, *plan.after]
     prompt = inputs["input_ids"][0].tolist()
     assert ids[: len(prompt)] == prompt
@@ -49,7 +52,7 @@ def test_tokens_and_positions_are_those_of_the_processor(checkpoint: Path, order
 
 
 def test_a_node_sees_the_prompt_and_the_nodes_above_it(checkpoint: Path) -> None:
-    plan, tree = planned(checkpoint, "text-first")
+    plan, tree = planned(checkpoint, TASK)
     fixed, prompt = len(plan.before), plan.length - len(tree.fed)
     assert set(np.unique(plan.mask)) == {np.float32(HIDDEN), np.float32(0)}
     sees = plan.mask == 0
@@ -62,7 +65,7 @@ def test_a_node_sees_the_prompt_and_the_nodes_above_it(checkpoint: Path) -> None
 
 
 def test_rows_are_the_branching_nodes(checkpoint: Path) -> None:
-    plan, tree = planned(checkpoint, "image-first")
+    plan, tree = planned(checkpoint, replace(TASK, order="image-first"))
     branching = [i for i, node in enumerate(tree.nodes) if len(node.branches) > 1]
     assert len(plan.rows) == len(branching) > 1
     tokens = {i: plan.after[row - plan.image_tokens] for i, row in zip(branching, plan.rows, strict=True)}

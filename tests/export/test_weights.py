@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from export.weights import Dense, Quantized, Weights, side_by_side
+from train.loading import load_checkpoint
 from wafervlm.errors import CheckpointError
 
 Q = "model.language_model.layers.0.self_attn.q_proj"
@@ -42,8 +44,34 @@ def test_a_checkpoint_in_several_files_is_read_through_its_index(copy: Path, che
         save_file({name: tensors[name] for name in held}, copy / file)
     index = {"weight_map": {name: file for file, held in parts.items() for name in held}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    several, one = Weights(copy), Weights(checkpoint)
     for name in names:
-        np.testing.assert_array_equal(Weights(copy).array(name), Weights(checkpoint).array(name))
+        np.testing.assert_array_equal(several.array(name), one.array(name))
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)
+def test_tensors_go_by_the_models_names_in_either_spelling(rough: Path, tmp_path: Path, legacy: bool) -> None:
+    model = load_checkpoint(rough).model
+    folder = Path(shutil.copytree(rough, tmp_path / "copy"))
+    if not legacy:
+        save_file(model.state_dict(), folder / "model.safetensors")
+    stored = set(load_file(folder / "model.safetensors"))
+    assert {"visual.merger.ln_q.weight", "model.norm.weight"} <= stored or not legacy
+    assert not any(name.startswith("visual.") for name in stored) or legacy
+    weights = Weights(folder)
+    for name, tensor in model.state_dict().items():
+        np.testing.assert_array_equal(weights.array(name), tensor.numpy())
+
+
+def test_rows_are_those_of_the_matrix(checkpoint: Path) -> None:
+    name = "model.language_model.embed_tokens.weight"
+    weights = Weights(checkpoint)
+    table = weights.array(name)
+    np.testing.assert_array_equal(weights.rows(name, [7, 3, 7]), table[[7, 3, 7]])
+    assert weights.rows(name, []).shape == (0, table.shape[1])
+    with pytest.raises(CheckpointError, match=f"{len(table)} rows .* token {len(table)} of its tokenizer"):
+        weights.rows(name, [3, len(table)])
 
 
 def test_another_architecture_is_refused(copy: Path) -> None:
@@ -82,6 +110,14 @@ def test_side_by_side_gives_the_outputs_one_after_the_other() -> None:
     whole = side_by_side(levels)
     assert isinstance(whole, Quantized)
     np.testing.assert_array_equal(whole.dense().weight, np.hstack([q.dense().weight for q in levels]))
+    biases = [np.arange(n, dtype=np.float32) for n in (4, 2)]
+    biased = side_by_side([replace(q, bias=bias) for q, bias in zip(levels, biases, strict=True)])
+    assert isinstance(biased, Quantized)
+    assert biased.bias is not None
+    np.testing.assert_array_equal(biased.bias, [0, 1, 2, 3, 0, 1])
+    np.testing.assert_array_equal(biased.dense().bias, biased.bias)
+    with pytest.raises(CheckpointError, match="only some have a bias"):
+        side_by_side([replace(levels[0], bias=biases[0]), levels[1]])
     for pair in ([dense[0], levels[0]], [levels[0], dense[0]]):
         with pytest.raises(CheckpointError, match="quantized differently"):
             side_by_side(pair)

@@ -15,7 +15,7 @@ from PIL import Image
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from train.batches import IGNORED, Collator, Example, Order, Pixels, names_direction, tokenize_turn
-from train.loading import Checkpoint, encode, load_checkpoint
+from train.loading import Checkpoint, encode, load_checkpoint, load_processor
 from wafervlm.errors import DatasetError, TaskError
 from wafervlm.render import RenderSpec, render
 from wafervlm.task import RECIPE_CONTEXT, WAFER_DEFECTS as TASK, Task
@@ -27,6 +27,11 @@ Pairs = list[tuple[WaferMap, str]]
 @pytest.fixture(scope="module")
 def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
     return load_checkpoint(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def family_model(family_checkpoint: Path) -> Checkpoint:
+    return load_checkpoint(family_checkpoint)
 
 
 def examples_of(pairs: Pairs, task: Task) -> list[Example]:
@@ -122,32 +127,33 @@ def test_the_nine_classes_name_no_direction(label: str) -> None:
 
 
 def test_tokens_and_pixels_equal_the_processors(
-    checkpoint: Checkpoint, tiny_task: Task, synthetic_wafers: Pairs
+    family_model: Checkpoint, family_task: Task, synthetic_wafers: Pairs
 ) -> None:
-    examples = examples_of(synthetic_wafers, tiny_task)
-    make = collator(checkpoint, tiny_task, examples)
+    examples = examples_of(synthetic_wafers, family_task)
+    make = collator(family_model, family_task, examples)
     order = Order([e.label for e in examples], [True] * len(examples), seed=4, balance=True)
     batch = make(rows(12, first=20))
     drawn = [order[20 + k] for k in range(12)]
     assert len({turn for _, turn in drawn}) > 3
-    images = [render(examples[i].wafer.transformed(turn), tiny_task.render) for i, turn in drawn]
-    exact = encode(checkpoint, tiny_task, images, [examples[i].label for i, _ in drawn])
+    assert make._pixels.vectorised
+    images = [render(examples[i].wafer.transformed(turn), family_task.render) for i, turn in drawn]
+    exact = encode(family_model, family_task, images, [examples[i].label for i, _ in drawn])
     for name in ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw"):
         assert torch.equal(batch[name], exact[name].long()), name
     torch.testing.assert_close(batch["pixel_values"], exact["pixel_values"], rtol=0, atol=1e-6)
 
 
 def test_only_the_answer_and_its_end_are_learned(
-    checkpoint: Checkpoint, tiny_task: Task, synthetic_wafers: Pairs
+    family_model: Checkpoint, family_task: Task, synthetic_wafers: Pairs
 ) -> None:
-    examples = examples_of(synthetic_wafers, tiny_task)
-    make = collator(checkpoint, tiny_task, examples, turn=False)
+    examples = examples_of(synthetic_wafers, family_task)
+    make = collator(family_model, family_task, examples, turn=False)
     order = Order([e.label for e in examples], [False] * len(examples), seed=4, balance=True)
     batch = make(rows(9))
     for k in range(9):
         learned = batch["labels"][k][batch["labels"][k] != IGNORED]
-        answer = tiny_task.answer(examples[order[k][0]].label)
-        assert checkpoint.tokenizer.decode(learned) == answer + checkpoint.tokenizer.eos_token
+        answer = family_task.answer(examples[order[k][0]].label)
+        assert family_model.tokenizer.decode(learned) == answer + family_model.tokenizer.eos_token
 
 
 def test_equal_to_the_trainers_own_collation(
@@ -193,15 +199,18 @@ def test_questions_of_different_length_are_padded(
     assert (batch["labels"][padding] == IGNORED).all()
 
 
-@pytest.mark.parametrize("mean", [[0.5, 0.5, 0.5], [0.48, 0.46, 0.41]])
+@pytest.mark.parametrize(
+    ("mean", "normalise"), [([0.5, 0.5, 0.5], True), ([0.48, 0.46, 0.41], True), ([0.5, 0.5, 0.5], False)]
+)
 def test_pixels_equal_the_processor_whatever_its_normalisation(
-    tiny_checkpoint: Path, mean: list[float]
+    tiny_checkpoint: Path, mean: list[float], normalise: bool
 ) -> None:
-    processor = load_checkpoint(tiny_checkpoint).processor
+    processor = load_processor(tiny_checkpoint)
     processor.image_processor.image_mean = mean
+    processor.image_processor.do_normalize = normalise
     processor.image_processor.size = {"shortest_edge": 64 * 64, "longest_edge": 128 * 128}
     pixels = Pixels(processor, RenderSpec(64, 96))
-    assert pixels.vectorised is (len(set(mean)) == 1)
+    assert pixels.vectorised is normalise
     images = list(np.random.default_rng(1).integers(0, 256, (3, 64, 96, 3), dtype=np.uint8))
     exact = processor.image_processor([Image.fromarray(image) for image in images], return_tensors="pt")
     found = pixels(images)

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 
 from train.families import QWEN3_VL
+from train.loading import load_checkpoint
 from train.patches import patchify
 from train.speed import fast_vision, fold_lora
 
@@ -21,40 +22,51 @@ def images(count: int, height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("patch", "height", "width"), [(8, 64, 64), (12, 120, 120), (16, 64, 96)])
-def test_equal_to_the_image_processor(patch: int, height: int, width: int) -> None:
+@pytest.mark.parametrize(
+    ("mean", "std"), [([0.5] * 3, [0.5] * 3), ([0.48145466, 0.4578275, 0.40821073], [0.27, 0.26, 0.28])]
+)
+def test_equal_to_the_image_processor(
+    patch: int, height: int, width: int, mean: list[float], std: list[float]
+) -> None:
     pictures = images(3, height, width)
     processor = Qwen2VLImageProcessorPil(
         patch_size=patch,
         merge_size=2,
         temporal_patch_size=2,
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
+        image_mean=mean,
+        image_std=std,
         size={"shortest_edge": 16 * 16, "longest_edge": 4096 * 4096},
     )
     reference = processor([Image.fromarray(p) for p in pictures], return_tensors="pt")
-    torch.testing.assert_close(patchify(pictures, patch, 2), reference["pixel_values"], rtol=0, atol=1e-6)
+    found = patchify(pictures, patch, 2, mean, std)
+    torch.testing.assert_close(found, reference["pixel_values"], rtol=0, atol=1e-6)
 
 
-def test_fast_vision_gives_the_same_features_and_gradients(tiny_checkpoint: Path) -> None:
-    pixels = patchify(images(3, 64, 64), 8, 2)
-    grid = torch.tensor([[1, 8, 8]] * 3)
-    results = []
+# Windows are whole in one image of Qwen2.5-VL and cut off in the other.
+@pytest.mark.parametrize("patches", [6, 8])
+def test_fast_vision_gives_the_same_features_and_gradients(family_checkpoint: Path, patches: int) -> None:
+    results, forwards = [], []
     for change in (lambda model: model, fast_vision):
-        model = Qwen3VLForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32)
-        visual = change(model).model.visual
+        visual = change(load_checkpoint(family_checkpoint).model).model.visual
+        side = visual.config.patch_size * patches
+        pixels = patchify(images(3, side, side), visual.config.patch_size, 2)
+        grid = torch.tensor([[1, patches, patches]] * 3)
+        forwards.append(visual.blocks[0].attn.forward.__func__)
         features = visual(pixels, grid_thw=grid).pooler_output
         features.square().sum().backward()
         results.append(
             (features.detach(), visual.patch_embed.proj.weight.grad, visual.blocks[0].attn.qkv.weight.grad)
         )
+    assert forwards[0] is not forwards[1]
     for plain, fast in zip(*results, strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
 
 
-def test_fast_vision_takes_images_of_different_sizes(tiny_checkpoint: Path) -> None:
-    pixels = torch.cat([patchify(images(1, 64, 64), 8, 2), patchify(images(1, 32, 64), 8, 2)])
+def test_fast_vision_takes_images_of_different_sizes(family_checkpoint: Path) -> None:
+    model = load_checkpoint(family_checkpoint).model
+    patch = model.config.vision_config.patch_size
     grid = torch.tensor([[1, 8, 8], [1, 4, 8]])
-    model = Qwen3VLForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    pixels = torch.cat([patchify(images(1, int(h) * patch, int(w) * patch), patch, 2) for _, h, w in grid])
     with torch.no_grad():
         plain = model.model.visual(pixels, grid_thw=grid).pooler_output
         fast = fast_vision(model).model.visual(pixels, grid_thw=grid).pooler_output
