@@ -1,0 +1,243 @@
+"""Engine: a graph compiled for certain GPUs, in a folder of its own that names its bundle by digest.
+
+The folder holds ``manifest.json``, the engine, and ``verified.json`` once the golden maps came out on
+this machine. An engine is a program: nothing reads it before its digest has been compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wafervlm.bundle import MANIFEST, Bundle
+from wafervlm.engine_manifest import (
+    ENGINE_FILE,
+    EngineManifest,
+    Place,
+    Verification,
+    engine_manifest,
+    verification_of,
+)
+from wafervlm.errors import (
+    DigestError,
+    FileSetError,
+    ManifestError,
+    ResourceError,
+    UsageError,
+)
+from wafervlm.manifest import MAX_MANIFEST_BYTES, FileEntry, read_json
+
+VERIFIED = "verified.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine folder whose manifest was read; its file's digest is compared when it is read."""
+
+    path: Path
+    manifest: EngineManifest
+
+    def read(self) -> bytes:
+        """The engine's bytes, read once and checked as read. Raises FileSetError and DigestError."""
+        entry = self.manifest.file
+        data = _read_plain(self.path / entry.path, entry.size)
+        _check_size(self.path / entry.path, len(data), entry.size)
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise DigestError(
+                f"{self.path / entry.path} is not the engine of its manifest, since its sha256 differs; do "
+                f"not use it, build the engine again: {build_command(self.path)}"
+            )
+        return data
+
+    def verified_at(self, place: Place) -> Verification | None:
+        """The verification that holds for ``place``, of the build or of ``wafervlm verify``."""
+        for found in (self.manifest.verification, self._record()):
+            if found and found.place == place and found.engine == self.manifest.file.sha256:
+                return found
+        return None
+
+    def record(self, verification: Verification) -> bool:
+        """Keep ``verification`` beside the engine; False where the folder cannot be written."""
+        beside = self.path / f".{VERIFIED}.{os.getpid()}.writing"
+        try:
+            beside.write_text(_text(verification.to_dict()), encoding="utf-8")
+            beside.replace(self.path / VERIFIED)
+        except OSError:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            return False
+        return True
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether a verification could be kept beside the engine."""
+        return os.access(self.path, os.W_OK)
+
+    def _record(self) -> Verification | None:
+        path = self.path / VERIFIED
+        if not path.is_file():
+            return None
+        values = read_json(_read_plain(path, MAX_MANIFEST_BYTES), str(path))
+        return verification_of(values, str(path))
+
+
+def open_engine(path: str | Path, bundle: Bundle) -> Engine:
+    """Open the engine folder ``path``, which must have been built from ``bundle``.
+
+    Raises ManifestError, SchemaVersionError, FileSetError (a missing or extra file, a link), DigestError
+    (another size than the manifest's) and UsageError for an engine of another bundle.
+    """
+    folder = Path(path)
+    engine = Engine(folder, read_manifest(folder))
+    manifest = engine.manifest
+    if manifest.bundle != bundle.digest:
+        raise UsageError(
+            f"engine {folder} was built from bundle {manifest.bundle[:12]} ({manifest.bundle_name}) and this "
+            f"is bundle {bundle.digest[:12]} ({bundle.manifest.name}); name that bundle, or build an engine "
+            f"from this one: {build_command(folder, bundle.path)}"
+        )
+    _check_files(engine)
+    return engine
+
+
+def read_manifest(folder: Path) -> EngineManifest:
+    """The manifest of the engine folder ``folder``. Raises ManifestError and SchemaVersionError."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ManifestError(
+            f"{folder} holds no {MANIFEST}, so it is no engine folder; build one: {build_command(folder)}"
+        )
+    return engine_manifest(read_json(_read_plain(path, MAX_MANIFEST_BYTES), str(path)), str(path))
+
+
+def build_command(engine: Path, bundle: Path | None = None) -> str:
+    """The command that builds ``engine`` for the GPU that is here."""
+    named = f" --bundle {bundle}" if bundle else " --bundle BUNDLE"
+    return f"wafervlm engine{named} -o {engine}"
+
+
+def verify_command(engine: Path, bundle: Path) -> str:
+    """The command that runs the golden maps on ``engine``."""
+    return f"wafervlm verify --bundle {bundle} --engine {engine}"
+
+
+@contextlib.contextmanager
+def writing_engine(out: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``out``; when the block ends well it takes the name ``out``.
+
+    An engine that stood there is replaced; anything else is left and refused with UsageError. Raises
+    ResourceError where the disk is full.
+    """
+    check_output(out)
+    work = out.parent / f".{out.name}.{os.getpid()}.writing"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        yield work
+        for path in (*work.iterdir(), work):
+            _sync(path)
+        _take_place(work, out)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise ResourceError(f"the disk is full while writing {out}; free space and run again") from error
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def check_output(out: Path) -> None:
+    """Refuse to write over a folder that is no engine. Raises UsageError."""
+    if out.exists() and not (
+        out.is_dir() and ({p.name for p in out.iterdir()} <= {ENGINE_FILE, MANIFEST, VERIFIED})
+    ):
+        raise UsageError(f"{out} exists and is no engine folder; choose another folder")
+
+
+def write_file(folder: Path, data: Any) -> FileEntry:
+    """Write ``data``, any buffer, as the engine of ``folder``."""
+    view = memoryview(data).cast("B")
+    with open(folder / ENGINE_FILE, "wb") as file:
+        file.write(view)
+    return FileEntry(ENGINE_FILE, hashlib.sha256(view).hexdigest(), view.nbytes)
+
+
+def write_engine_manifest(folder: Path, manifest: EngineManifest) -> None:
+    """Write ``manifest.json`` into ``folder``, whole or not at all."""
+    beside = folder / f".{MANIFEST}.writing"
+    beside.write_text(_text(manifest.to_dict()), encoding="utf-8")
+    beside.replace(folder / MANIFEST)
+
+
+def now() -> str:
+    """The time in UTC as ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _take_place(work: Path, out: Path) -> None:
+    aside = out.parent / f".{out.name}.{os.getpid()}.replaced"
+    if out.exists():
+        out.rename(aside)
+    work.rename(out)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    # Windows opens no folders, and flushes a file's name with the file.
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_files(engine: Engine) -> None:
+    entry, folder = engine.manifest.file, engine.path
+    extra = sorted({p.name for p in folder.iterdir()} - {MANIFEST, VERIFIED, entry.path})
+    extra = [name for name in extra if not name.startswith(f".{VERIFIED}.")]
+    if extra:
+        raise FileSetError(f"engine {folder} holds {extra[0]!r}, which its manifest does not list; remove it")
+    path = folder / entry.path
+    if not path.is_file() or path.is_symlink():
+        raise FileSetError(
+            f"engine {folder} lacks the file {entry.path!r}; build it again: {build_command(folder)}"
+        )
+    _check_size(path, path.stat().st_size, entry.size)
+
+
+def _check_size(path: Path, size: int, wanted: int) -> None:
+    if size != wanted:
+        what = "truncated" if size < wanted else "changed"
+        raise DigestError(
+            f"{path} is not the {wanted} bytes of its manifest: {what}; "
+            f"do not use it, build the engine again: {build_command(path.parent)}"
+        )
+
+
+def _read_plain(path: Path, size: int) -> bytes:
+    """At most ``size`` + 1 bytes of ``path``, which may be no link. Raises FileSetError."""
+    flags = os.O_RDONLY
+    for flag in ("O_BINARY", "O_NOFOLLOW", "O_NONBLOCK"):
+        flags |= getattr(os, flag, 0)
+    try:
+        if path.is_symlink():
+            raise OSError("it is a symbolic link; copy the file instead")
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            return file.read(size + 1)
+    except OSError as error:
+        raise FileSetError(f"{path} cannot be read: {error}") from None

@@ -1,0 +1,172 @@
+"""What an engine says of itself, and reading it strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from wafervlm.errors import ManifestError, SchemaVersionError
+from wafervlm.manifest import FileEntry, check_range, check_table, file_entry
+
+ENGINE_SCHEMA = 1
+ENGINE_FILE = "model.engine"
+BUILDERS = ("tensorrt_rtx", "tensorrt")
+ENGINE_PRECISIONS = ("bf16", "fp16", "fp32")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an engine runs: what its answers may depend on besides the engine itself."""
+
+    gpu: str
+    compute_capability: str
+    driver: str
+    builder: str
+    builder_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The golden maps' scores as an engine gave them: ``engine`` is the sha256 of its file, ``place`` where
+    it ran, and the differences are to the checkpoint's label log-probabilities and probabilities."""
+
+    engine: str
+    place: Place
+    maps: int
+    max_abs_difference: float
+    max_probability_difference: float
+    label_agreement: float
+    tolerance: float
+    created: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineManifest:
+    """What an engine says of itself.
+
+    ``bundle`` and ``task_digest`` name what it was built from; ``builder`` is the package that built it and
+    alone can run it, in exactly ``builder_version``. ``gpu`` and ``driver`` (the CUDA version that it
+    serves) are None for an engine that was built ahead of time. ``weights`` is the bundle's precision,
+    ``precision`` what the engine computes in. It takes ``min_batch`` to ``max_batch`` images at once.
+    ``tolerance`` is how far label log-probabilities may lie from the golden maps' reference.
+    ``verification`` is what came out where it was built, None where it was not run there.
+    """
+
+    bundle: str
+    bundle_name: str
+    task_digest: str
+    created: str
+    builder: str
+    builder_version: str
+    compute_capabilities: tuple[str, ...]
+    precision: str
+    weights: str
+    max_batch: int
+    tolerance: float
+    file: FileEntry
+    gpu: str | None = None
+    driver: str | None = None
+    verification: Verification | None = None
+    min_batch: int = 1
+    schema_version: int = ENGINE_SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    def made_like(self, other: EngineManifest) -> bool:
+        """Whether ``other`` was built from the same bundle by the same builder for the same ends."""
+        ignored: Mapping[str, Any] = {
+            "created": "",
+            "file": self.file,
+            "verification": None,
+            "driver": None,
+            "gpu": None,
+        }
+        return replace(self, **ignored) == replace(other, **ignored)
+
+
+_KEYS: dict[str, type] = {
+    "schema_version": int,
+    "bundle": str,
+    "bundle_name": str,
+    "task_digest": str,
+    "created": str,
+    "builder": str,
+    "builder_version": str,
+    "compute_capabilities": list,
+    "precision": str,
+    "weights": str,
+    "min_batch": int,
+    "max_batch": int,
+    "tolerance": float,
+    "file": dict,
+    "gpu": object,
+    "driver": object,
+    "verification": object,
+}
+_VERIFICATION_KEYS: dict[str, type] = {
+    "engine": str,
+    "place": dict,
+    "maps": int,
+    "max_abs_difference": float,
+    "max_probability_difference": float,
+    "label_agreement": float,
+    "tolerance": float,
+    "created": str,
+}
+_PLACE_KEYS: dict[str, type] = dict.fromkeys(
+    ("gpu", "compute_capability", "driver", "builder", "builder_version"), str
+)
+
+
+def engine_manifest(values: dict[str, Any], where: str) -> EngineManifest:
+    """The manifest that ``values`` hold; ``where`` names it in messages. Raises ManifestError and
+    SchemaVersionError."""
+    version = values.get("schema_version")
+    if isinstance(version, int) and version > ENGINE_SCHEMA:
+        raise SchemaVersionError(
+            f"{where} has schema version {version} and this wafervlm reads up to {ENGINE_SCHEMA}; "
+            "upgrade it with: pip install --upgrade wafervlm"
+        )
+    check_table(values, _KEYS, where)
+    file = file_entry(values["file"], where)
+    checks = {
+        "file": (file.path == ENGINE_FILE, f"named {ENGINE_FILE}"),
+        "builder": (values["builder"] in BUILDERS, f"one of {BUILDERS}"),
+        "precision": (values["precision"] in ENGINE_PRECISIONS, f"one of {ENGINE_PRECISIONS}"),
+        "max_batch": (values["max_batch"] >= values["min_batch"] >= 1, "min_batch or more, from 1"),
+        "tolerance": (values["tolerance"] > 0, "greater than 0"),
+        "compute_capabilities": (
+            bool(values["compute_capabilities"])
+            and all(isinstance(item, str) for item in values["compute_capabilities"]),
+            'a list such as ["8.6", "8.9"]',
+        ),
+    }
+    checks |= {
+        key: (values[key] is None or isinstance(values[key], str), "text or null")
+        for key in ("gpu", "driver")
+    }
+    for key, (good, should) in checks.items():
+        check_range(good, key, values[key], should, where)
+    verification = values["verification"]
+    changes: Mapping[str, Any] = {
+        "file": file,
+        "compute_capabilities": tuple(values["compute_capabilities"]),
+        "verification": None if verification is None else verification_of(verification, where),
+    }
+    return EngineManifest(**{**values, **changes})
+
+
+def verification_of(values: Any, where: str) -> Verification:
+    """The verification that ``values`` hold. Raises ManifestError."""
+    if not isinstance(values, dict):
+        raise ManifestError(f"the verification in {where} must be a table")
+    check_table(values, _VERIFICATION_KEYS, f"the verification in {where}")
+    check_table(values["place"], _PLACE_KEYS, f"the place in {where}")
+    return Verification(**{**values, "place": Place(**values["place"])})

@@ -1,0 +1,62 @@
+"""KernelCache: what tensorrt_rtx compiled for this GPU, kept for the next start."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from wafervlm.engine import Engine
+from wafervlm.engine_manifest import Place
+from wafervlm.errors import UsageError
+from wafervlm.runtimes.tensorrt_api import IRuntimeCache
+from wafervlm.runtimes.tensorrt_package import Library
+
+log = logging.getLogger(__name__)
+
+
+class KernelCache:
+    """tensorrt_rtx's runtime cache, one file for each engine, GPU and driver in a folder of the user's."""
+
+    def __init__(self, library: Library, folder: Path | None, engine: Engine, place: Place) -> None:
+        if folder is not None and library.rtx is None:
+            raise UsageError(
+                "a runtime cache is for engines of tensorrt_rtx, which compiles kernels when it starts; this "
+                "engine was built by tensorrt and needs none: leave --runtime-cache out"
+            )
+        words = (place.gpu.replace(" ", "-"), place.compute_capability, place.driver, place.builder_version)
+        name = "-".join((engine.manifest.file.sha256[:16], *words))
+        self._path = folder / f"{name}.cache" if folder else None
+        self._cache: IRuntimeCache | None = None
+        self._known = b""
+
+    def fill(self, make: Callable[[], IRuntimeCache]) -> IRuntimeCache | None:
+        """A cache with what is kept, None where the user names no folder."""
+        if self._path is None:
+            return None
+        cache = self._cache = make()
+        with contextlib.suppress(OSError):
+            self._known = self._path.read_bytes()
+        if self._known and not cache.deserialize(self._known):
+            log.info("%s does not fit this machine any more and is made anew", self._path)
+            self._known = b""
+        return cache
+
+    def keep(self) -> None:
+        """Write what was compiled since, once for a start; a folder that cannot be written is a warning."""
+        path, cache, self._cache = self._path, self._cache, None
+        if path is None or cache is None:
+            return
+        data = bytes(memoryview(cast(bytes, cache.serialize())))
+        if data == self._known:
+            return
+        beside = path.with_name(f".{path.name}.{os.getpid()}.writing")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_bytes(data)
+            beside.replace(path)
+        except OSError as error:
+            log.warning("the runtime cache %s cannot be kept: %s", path, error)
