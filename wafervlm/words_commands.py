@@ -1,0 +1,96 @@
+"""The command ``wafervlm describe``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wafervlm import console
+from wafervlm.commands import bundle_option, read_bins, threads_option
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("question")
+@bundle_option
+@threads_option
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Tokens at the most."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="0 takes the likeliest token each time; above it tokens are drawn.",
+)
+@click.option("--top-k", type=click.IntRange(min=0), default=0, help="Draw among so many.  [default: all]")
+@click.option(
+    "--top-p",
+    type=click.FloatRange(min=0, min_open=True, max=1),
+    default=1.0,
+    show_default=True,
+    help="Draw among those that together make up this probability.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Of the drawing.  [default: another each time]")
+@click.option("--foreign", is_flag=True, help="Take images in other colours too; their answers are marked.")
+@click.option("--bins", help="What codes mean, as in .=0,1=pass,X=fail, or a JSON file with such a table.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds allowed.")
+@console.json_option
+def describe(
+    path: Path,
+    question: str,
+    bundle: Path | None,
+    threads: int | None,
+    bins: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Ask QUESTION about the wafer in PATH, and print what the model says as it says it.
+
+    Takes a bundle that was exported with words (wafervlm export --words), and the extra [words]. What is
+    said is generated text, not a judged answer: it was measured on nothing. Ask what the model was trained
+    to answer.
+
+    \b
+    Example:
+      wafervlm describe map.npy "Where is the largest cluster?" --bundle bundle/
+      wafervlm describe map.npy "Is there a ring at the rim?" --bundle bundle/ --json
+      wafervlm describe map.npy "How many dies fail?" --bundle bundle/ --temperature 0.7 --seed 1
+    """
+    from wafervlm.model import load
+
+    codes = None if bins is None else read_bins(bins)
+    with load(bundle, threads=threads) as model:
+        console.settings(
+            {
+                "bundle": f"{bundle or 'embedded'} ({model.manifest.name} {model.digest[:12]})",
+                "threads": threads or "one for each core",
+                "bins": codes,
+                **options,
+            }
+        )
+        with model.describe_stream(path, question, bins=codes, **options) as stream:
+            for piece in stream:
+                if not as_json:
+                    click.echo(piece, nl=False)
+            said = stream.result
+    if as_json:
+        console.json_line({"path": path, **said.to_dict()})
+        return
+    click.echo()
+    outside = "" if said.locked else "; outside the lock"
+    spent = said.timing_ms["total"] / 1e3
+    console.say(
+        f"{len(said.tokens)} tokens in {spent:.2f} s, {said.tokens_per_second:.0f} a second, "
+        f"{said.runtime}, {_ENDS[said.finish]}{outside}"
+    )
+
+
+_ENDS = {
+    "stop": "whole",
+    "length": "cut off at the maximum; allow more with --max-tokens",
+    "cancelled": "stopped",
+}
