@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ import psutil
 import torch
 
 from benchmarks.line_stages import STAGES, Line, Stage
+from benchmarks.memory import GIB, size_of, training_memory
 from benchmarks.predictions import EXAMPLE
-from benchmarks.recipe import Recipe, effective
+from benchmarks.recipe import Recipe, effective, is_sharded
 from benchmarks.stage import HTML, REPORT
 from train.artefact import PROVENANCE
+from train.sft import decided
 from wafervlm import console
 from wafervlm.errors import ConfigError, UsageError
 
@@ -44,7 +46,7 @@ def drive(recipe: Recipe, *, redo: str | None = None) -> Outcome:
 
     Raises what the stages raise, and UsageError, saying what to do, where an output was made otherwise.
     """
-    line = Line(recipe)
+    line = Line(recipe).ready()
     stages = line.stages()
     _forget(stages, redo)
     _prepare(recipe)
@@ -64,19 +66,64 @@ def drive(recipe: Recipe, *, redo: str | None = None) -> Outcome:
     return Outcome({**found, **figures["benchmark"]}, report, page, line.out("export"), example)
 
 
-def plan(recipe: Recipe, redo: str | None = None) -> list[dict[str, str]]:
-    """What ``drive`` would do, stage by stage, without doing it."""
-    stages = Line(recipe).stages()
+@dataclass(frozen=True)
+class Plan:
+    """What ``drive`` would do: ``stages``, each with what it does, where and its state; ``missing``, what
+    this machine lacks for it; ``memory``, bytes by what they are for, of each of ``devices`` devices that
+    train, empty where the base is not here; ``loading``, what each holds before FSDP has cut the weights, 0
+    without it; ``budget``, the bytes of such a device, 0 where not known."""
+
+    stages: list[dict[str, str]]
+    missing: list[str]
+    memory: dict[str, int]
+    loading: int
+    devices: int
+    budget: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether training does not take more than a device is known to have."""
+        return not self.budget or max(sum(self.memory.values()), self.loading) <= self.budget
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def plan(recipe: Recipe, redo: str | None = None) -> Plan:
+    """What ``drive`` would do, stage by stage, and what training takes, without doing it."""
+    line = Line(recipe)
+    stages, settings = line.stages(), decided(line.training())
     anew = _from(stages, redo)
-    return [
-        {
-            "stage": stage.name,
-            "does": stage.does,
-            "out": str(stage.out),
-            "state": "to do" if stage in anew else stage.state,
-        }
-        for stage in stages
-    ]
+    sharded = line.processes if line.processes > 1 and is_sharded(Path(recipe.line.accelerate)) else 1
+    memory: dict[str, int] = {}
+    if line.base is not None:
+        size = size_of(line.base, line.dataset().settled_task(), recipe.lora)
+        memory = training_memory(size, settings, sharded=sharded)
+    return Plan(
+        stages=[
+            {
+                "stage": stage.name,
+                "does": stage.does,
+                "out": str(stage.out),
+                "state": "to do" if stage in anew else stage.state,
+            }
+            for stage in stages
+        ],
+        missing=[str(error) for error in line.missing],
+        memory=memory,
+        loading=memory["weights"] * sharded + memory["overhead"] if memory and sharded > 1 else 0,
+        devices=line.processes,
+        budget=_budget(recipe, settings.model.device),
+    )
+
+
+def _budget(recipe: Recipe, device: str) -> int:
+    if device == "cpu":
+        return int(psutil.virtual_memory().total)
+    if recipe.line.gpu_gib or not torch.cuda.is_available():
+        return int(recipe.line.gpu_gib * GIB)
+    return int(torch.cuda.get_device_properties(0).total_memory)
 
 
 def _run(stage: Stage) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from benchmarks.config import BenchmarkConfig
+from benchmarks.launch import launch
 from benchmarks.predictions import predict_maps
-from benchmarks.recipe import Recipe, expand
+from benchmarks.recipe import Recipe, expand, find_base, processes_of
 from benchmarks.scores import load_maps
 from benchmarks.stage import benchmark, summary
 from benchmarks.zero_shot import zero_shot
@@ -24,7 +25,7 @@ from train.dataset import Sample, dataset_task
 from train.merge import merge
 from train.sft import fine_tune
 from wafervlm import console
-from wafervlm.errors import DatasetError, UsageError
+from wafervlm.errors import DatasetError, SetupError, UsageError, WaferVLMError
 from wafervlm.task import WAFER_DEFECTS, Task
 
 STAGES = ("data", "zero-shot", "train", "merge", "calibrate", "export", "predict", "benchmark")
@@ -52,21 +53,71 @@ class Line:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.base = expand(recipe.line.base)
-        if not self.base.is_dir():
-            raise UsageError(f"line.base {self.base} is not a folder; name the base checkpoint")
+        self.missing: list[WaferVLMError] = []
+        self.processes = processes_of(Path(recipe.line.accelerate)) if recipe.line.accelerate else 1
+        self.base: Path | None = None
+        try:
+            self.base = find_base(recipe.line.base)
+        except UsageError as error:
+            self.missing.append(error)
         source = expand(recipe.data.source)
         self.synthetic = str(source) == "synthetic" or not source.exists()
         if self.synthetic and str(source) != "synthetic":
             self._without(source)
+        self.missing += self._without_gpus()
+
+    def ready(self) -> Line:
+        """This line, where everything that it needs is here; else raises the first of ``missing``."""
+        for error in self.missing:
+            raise error
+        return self
+
+    def training(self) -> Settings:
+        """The settings of the train stage."""
+        recipe = self.recipe
+        threads = recipe.train.threads or recipe.line.threads
+        return Settings(
+            output=str(self.out("train")),
+            model=replace(recipe.model, base=str(self.base or recipe.line.base)),
+            data=replace(recipe.examples, dataset=str(self.out("data"))),
+            lora=recipe.lora,
+            train=replace(recipe.train, threads=threads),
+        )
+
+    def dataset(self) -> BuildConfig:
+        """The settings of the data stage."""
+        data, task = self.recipe.data, WAFER_DEFECTS
+        if data.task:
+            task = Task.from_file(expand(data.task))
+        return BuildConfig(
+            source=Path("synthetic") if self.synthetic else expand(data.source),
+            train=(data.synthetic if self.synthetic else 0) or data.train_per_class or None,
+            tune=data.tune_per_class or None,
+            test=data.test_per_class or None,
+            size=(data.size, data.size) if data.size else None,
+            protocol=data.protocol,
+            task=task,
+            split=None if self.synthetic else data.split or None,
+            seed=self.recipe.line.seed,
+        )
+
+    def _without_gpus(self) -> list[WaferVLMError]:
+        wanted = self.processes if self.processes > 1 else int(self.recipe.model.device == "cuda")
+        here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if here >= wanted:
+            return []
+        return [SetupError(f"the recipe trains on {wanted} GPU(s) and torch sees {here} here")]
 
     def _without(self, source: Path) -> None:
         count = self.recipe.data.synthetic
         if not count:
-            raise DatasetError(
-                f"data.source {source} does not exist; set WAFERVLM_DATA to the folder that holds it, or "
-                "data.synthetic to go on with drawn maps"
+            self.missing.append(
+                DatasetError(
+                    f"data.source {source} does not exist; set WAFERVLM_DATA to the folder that holds it, or "
+                    "data.synthetic to go on with drawn maps"
+                )
             )
+            return
         console.say(
             f"NOTE: there are no real wafer maps at {source}. The line goes on with {count} SYNTHETIC maps "
             "of each class: its figures say nothing about real wafers. Set WAFERVLM_DATA to the folder that "
@@ -85,7 +136,7 @@ class Line:
                 self._data,
             ),
             "zero-shot": ("what the base answers before it is taught", self._zero_shot),
-            "train": ("LoRA on the train maps", self._train),
+            "train": (self._way(), self._train),
             "merge": ("the adapter into the base", self._merge),
             "calibrate": (self._scheme(), self._calibrate),
             "export": ("the static graph and its bundle", self._export),
@@ -94,47 +145,30 @@ class Line:
         }
         return [Stage(name, self.out(name), *does[name]) for name in STAGES]
 
+    def _way(self) -> str:
+        return "LoRA on the train maps" + (f", in {self.processes} processes" if self.processes > 1 else "")
+
     def _scheme(self) -> str:
         scheme = self.recipe.calibrate.scheme
         return f"GPTQ to {scheme.bits} bits in groups of {scheme.group} on wafer maps"
 
     def _data(self) -> dict[str, Any]:
-        data, task = self.recipe.data, WAFER_DEFECTS
-        if data.task:
-            task = Task.from_file(expand(data.task))
-        config = BuildConfig(
-            source=Path("synthetic") if self.synthetic else expand(data.source),
-            train=(data.synthetic if self.synthetic else 0) or data.train_per_class or None,
-            tune=data.tune_per_class or None,
-            test=data.test_per_class or None,
-            size=(data.size, data.size) if data.size else None,
-            protocol=data.protocol,
-            task=task,
-            split=None if self.synthetic else data.split or None,
-            seed=self.recipe.line.seed,
-        )
-        counts, _ = build_dataset(config, self.out("data"))
+        counts, _ = build_dataset(self.dataset(), self.out("data"))
         return {part: sum(classes.values()) for part, classes in counts.items()}
 
     def _zero_shot(self) -> dict[str, Any]:
-        found = zero_shot(self.base, self._task(), self._maps(), self.out("zero-shot"), self._device())
+        found = zero_shot(self._base(), self._task(), self._maps(), self.out("zero-shot"), self._device())
         return {"accuracy": found["accuracy"]["value"], "in_set_mass": found["in_set_mass"]}
 
     def _train(self) -> dict[str, Any]:
-        recipe = self.recipe
-        threads = recipe.train.threads or recipe.line.threads
-        settings = Settings(
-            output=str(self.out("train")),
-            model=replace(recipe.model, base=str(self.base)),
-            data=replace(recipe.examples, dataset=str(self.out("data"))),
-            lora=recipe.lora,
-            train=replace(recipe.train, threads=threads),
-        )
-        found = fine_tune(settings).summary()
+        if self.processes > 1:
+            found = launch(self.training(), Path(self.recipe.line.accelerate), self.processes).summary()
+        else:
+            found = fine_tune(self.training()).summary()
         return {key: found[key] for key in ("steps", "minutes", "tune_accuracy", "stopped")}
 
     def _merge(self) -> dict[str, Any]:
-        return merge(self.base, self.out("train"), self.out("data"), self.out("merge"), self.recipe.merge)
+        return merge(self._base(), self.out("train"), self.out("data"), self.out("merge"), self.recipe.merge)
 
     def _calibrate(self) -> dict[str, Any]:
         return calibrate(self.out("merge"), self.out("data"), self.out("calibrate"), self.recipe.calibrate)
@@ -177,6 +211,9 @@ class Line:
         )
         report, _ = benchmark(config, self.out("benchmark"))
         return summary(report)
+
+    def _base(self) -> Path:
+        return self.base or find_base(self.recipe.line.base)
 
     def _maps(self) -> list[Sample]:
         return load_maps(self._real(self.recipe.benchmark.maps) or self.out("data"), self._task())

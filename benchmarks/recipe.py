@@ -12,14 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate.commands.config.config_args import load_config_from_file
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+
 from calibrate.stage import CalibrateSettings
 from train.config import DataSettings, LoraSettings, ModelSettings, TrainSettings, settings_of
 from train.merge import MergeSettings
 from wafervlm import workshop
-from wafervlm.errors import ConfigError
+from wafervlm.errors import ConfigError, UsageError
 from wafervlm.manifest import Vision
 
 DATA_VARIABLE = "WAFERVLM_DATA"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -32,7 +37,12 @@ class LineSettings:
     output: str = "runs"
     """Folder that lines write to."""
     base: str = ""
-    """Folder of the base checkpoint, in the Hugging Face layout."""
+    """Folder of the base checkpoint, in the Hugging Face layout, or its name on the Hugging Face Hub. A name
+    is looked up in what `hf download` brought to this machine; nothing is downloaded by itself."""
+    accelerate: str = ""
+    """accelerate's configuration of the processes that train, one for each GPU; one process without it."""
+    gpu_gib: float = 0.0
+    """GiB of each GPU that the line is laid out for; --dry-run says whether it fits. 0: this machine's."""
     seed: int = 0
     """Seed of the choice of maps."""
     threads: int = 2
@@ -43,6 +53,8 @@ class LineSettings:
             raise ConfigError(f"line.name is {self.name!r}; it must be a plain folder name")
         if not self.base:
             raise ConfigError("line.base is not set; name the folder of the base checkpoint")
+        if self.gpu_gib < 0:
+            raise ConfigError(f"line.gpu_gib is {self.gpu_gib}; it must be 0 or more")
         if self.threads < 1:
             raise ConfigError(f"line.threads is {self.threads}; it must be 1 or more")
 
@@ -148,6 +160,45 @@ def read_recipe(path: Path) -> Recipe:
 def effective(recipe: Recipe) -> dict[str, Any]:
     """The settings as plain nested values, to be printed and stored."""
     return dataclasses.asdict(recipe)
+
+
+def find_base(text: str) -> Path:
+    """The folder of the base checkpoint that ``text`` names: itself, or what was downloaded of that name.
+
+    Raises UsageError, saying how to get it, where there is none; nothing is downloaded here.
+    """
+    path = expand(text)
+    if path.is_dir():
+        return path
+    if not _HUB_NAME.fullmatch(text):
+        raise UsageError(f"line.base {path} is not a folder; name the base checkpoint")
+    try:
+        return Path(snapshot_download(text, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError):
+        raise UsageError(
+            f"line.base {text} is neither a folder nor downloaded to this machine, and nothing is downloaded "
+            f"unasked; get it with: hf download {text}"
+        ) from None
+
+
+def processes_of(path: Path) -> int:
+    """How many processes accelerate's configuration file ``path`` starts. Raises ConfigError."""
+    try:
+        config = load_config_from_file(str(path))
+        count, machines = int(config.num_processes), int(config.num_machines)
+    except Exception as error:  # its YAML reader and its checks raise a dozen classes
+        raise ConfigError(f"line.accelerate {path} is not a configuration of accelerate: {error}") from None
+    if count < 2 or machines != 1:
+        raise ConfigError(
+            f"line.accelerate {path} starts {count} process(es) on {machines} machine(s); it must be 2 or "
+            "more on one"
+        )
+    return count
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether accelerate's configuration file ``path`` spreads the weights over the GPUs."""
+    return str(load_config_from_file(str(path)).distributed_type).endswith("FSDP")
 
 
 def expand(text: str) -> Path:

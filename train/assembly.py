@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +14,17 @@ from numpy.typing import NDArray
 from peft import LoraConfig
 from trl import SFTConfig
 
+from train import processes
 from train.batches import Collator, Example, Order
 from train.config import Settings, TrainSettings
 from train.dataset import Sample, dataset_task, read_split
 from train.loading import Checkpoint, load_checkpoint
 from train.samples import annotated_examples, at_most, held_out, task_examples
 from train.schedule import Schedule
-from train.scorer import tree_log_probs
+from train.scorer import Scores, tree_log_probs
 from train.speed import fast_vision, fold_lora
 from train.trainer import AdapterTrainer, Evaluate, Watch
-from wafervlm.render import render
+from wafervlm.render import RgbImage, render
 from wafervlm.task import Task
 
 logger = logging.getLogger(__name__)
@@ -49,17 +52,22 @@ def assemble(settings: Settings, partial: Path, resume: Path | None) -> tuple[Ad
     schedule = _schedule(settings.train, steps, watch.elapsed)
     strong = settings.train.seed if settings.data.augment == "strong" else None
     collator = Collator(checkpoint, task, examples, order, settings.model.max_length, strong)
+
+    def judged() -> Checkpoint:
+        # Weights that are spread over processes are whole only within the model that the trainer wrapped.
+        return replace(checkpoint, model=trainer.model) if trainer.is_fsdp_enabled else checkpoint
+
     trainer = AdapterTrainer(
         model=checkpoint.model,
         args=_arguments(settings, partial, steps),
         peft_config=lora_config(settings, checkpoint, collator.answer_tokens()),
         data_collator=collator,
-        positions=steps * settings.train.batch * settings.train.accumulate,
+        positions=steps * maps_per_step(settings.train),
         processing_class=checkpoint.tokenizer,
         schedule=schedule,
         watch=watch,
         best=best,
-        evaluate_maps=_evaluation(settings, checkpoint, task, _tune_samples(settings)),
+        evaluate_maps=_evaluation(settings, judged, task, _tune_samples(settings)),
         checkpoints=partial / "checkpoints",
         patience=settings.train.patience,
         tensorboard=partial / "tensorboard" if settings.train.tensorboard else None,
@@ -87,7 +95,7 @@ def _tune_samples(settings: Settings) -> list[Sample]:
 
 
 def _evaluation(
-    settings: Settings, checkpoint: Checkpoint, task: Task, samples: list[Sample]
+    settings: Settings, judged: Callable[[], Checkpoint], task: Task, samples: list[Sample]
 ) -> Evaluate | None:
     if not samples:
         logger.warning("the dataset has no part tune: there is no early stop, and the last adapter is kept")
@@ -96,9 +104,22 @@ def _evaluation(
     truth = np.array([task.labels.index(sample.label) for sample in samples])
 
     def evaluate() -> dict[str, float]:
-        return figures(tree_log_probs(checkpoint, task, images, batch_size=settings.train.batch), truth)
+        return figures(_scores(judged(), task, images, settings.train.batch), truth)
 
     return evaluate
+
+
+def _scores(checkpoint: Checkpoint, task: Task, images: Sequence[RgbImage], batch: int) -> Scores:
+    """Label log-probabilities (N, L) of ``images``, each process of the training scoring its part."""
+    world = processes.count()
+    if world == 1:
+        return tree_log_probs(checkpoint, task, images, batch_size=batch)
+    # Each runs the same number of batches, the last image again where it has none: sharded weights are
+    # brought together for all processes at once.
+    each = math.ceil(len(images) / world)
+    taken = [min(processes.rank() * each + i, len(images) - 1) for i in range(each)]
+    part = tree_log_probs(checkpoint, task, [images[i] for i in taken], batch_size=batch)
+    return np.concatenate(processes.gathered(part))[: len(images)]
 
 
 def figures(log_probs: NDArray[np.float64], truth: NDArray[np.int64]) -> dict[str, float]:
@@ -114,7 +135,12 @@ def figures(log_probs: NDArray[np.float64], truth: NDArray[np.int64]) -> dict[st
 
 def total_steps(train: TrainSettings, examples: int) -> int:
     """Optimizer steps of a training on ``examples`` maps, if the clock does not end it before."""
-    return train.max_steps or max(1, math.ceil(train.epochs * examples / (train.batch * train.accumulate)))
+    return train.max_steps or max(1, math.ceil(train.epochs * examples / maps_per_step(train)))
+
+
+def maps_per_step(train: TrainSettings) -> int:
+    """Maps that one optimizer step learns from, in all processes together."""
+    return train.batch * train.accumulate * processes.count()
 
 
 def _schedule(train: TrainSettings, steps: int, elapsed: float) -> Schedule:
@@ -172,6 +198,9 @@ def _arguments(settings: Settings, partial: Path, steps: int) -> SFTConfig:
         dataloader_num_workers=0,
         dataloader_pin_memory=on_gpu,
     )
-    # With several GPUs in sight the trainer would split each batch over them; one is used.
+    # With several GPUs in sight the trainer would split each batch over them; a process uses one.
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    if processes.count() > 1:
+        # Every trained tensor takes part in every pass; looking for ones that do not costs a walk each time.
+        arguments.ddp_find_unused_parameters = False
     return arguments

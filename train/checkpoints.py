@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from train import processes
 from train.artefact import folder_digest, sync_tree
 from wafervlm.errors import ResourceError
 
@@ -33,7 +34,7 @@ def writing_checkpoint(root: Path, step: int, keep: int = 2) -> Iterator[Path]:
 
     Raises ResourceError where the disk is full; the checkpoints before it stay.
     """
-    work, final = root / f".step-{step:08d}.writing", root / f"step-{step:08d}"
+    work, final = _work(root, step), root / f"step-{step:08d}"
     shutil.rmtree(work, ignore_errors=True)
     try:
         work.mkdir(parents=True)
@@ -54,6 +55,20 @@ def writing_checkpoint(root: Path, step: int, keep: int = 2) -> Iterator[Path]:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     _prune(root, keep)
+
+
+@contextlib.contextmanager
+def writing_together(root: Path, step: int, keep: int = 2) -> Iterator[Path]:
+    """``writing_checkpoint`` for all processes of a training: each fills the same folder, and the main one
+    makes it a checkpoint when its own block ends, before which it must wait for what the others write."""
+    if processes.is_main():
+        with writing_checkpoint(root, step, keep) as folder:
+            processes.wait()
+            yield folder
+    else:
+        processes.wait()
+        yield _work(root, step)
+    processes.wait()
 
 
 def last_checkpoint(root: Path) -> Path | None:
@@ -78,6 +93,10 @@ def is_whole(path: Path) -> bool:
 def step_of(path: Path) -> int:
     """The optimizer step at which the checkpoint ``path`` was written."""
     return int(path.name.removeprefix("step-"))
+
+
+def _work(root: Path, step: int) -> Path:
+    return root / f".step-{step:08d}.writing"
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import itertools
 import math
 import textwrap
 import tomllib
+import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -299,6 +300,9 @@ def _build(cls: type[T], flat: Mapping[str, Any], prefix: str = "") -> T:
 
 
 def _converted(key: str, value: Any, kind: Any) -> Any:
+    if isinstance(kind, types.UnionType):
+        # TOML has no null: a setting that may be None is left out for it.
+        (kind,) = (each for each in typing.get_args(kind) if each is not types.NoneType)
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         if value not in choices:

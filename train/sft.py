@@ -1,7 +1,8 @@
 """Supervised fine-tuning of a LoRA adapter on a dataset of wafer maps.
 
 Work in progress lies in ``<output>.partial``; the adapter appears under its name when it is complete. The
-same command goes on after an interruption, from the last whole checkpoint, to the same result.
+same command goes on after an interruption, from the last whole checkpoint, to the same result. Under a
+launcher every process calls ``fine_tune``: each trains on its part of every step, and the main one writes.
 """
 
 from __future__ import annotations
@@ -10,19 +11,20 @@ import dataclasses
 import fcntl
 import json
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import set_peft_model_state_dict
+from safetensors.torch import save_file
 from transformers.utils import logging as transformers_logging
 
+from train import processes
 from train.artefact import (
     Provenance,
     claim,
@@ -32,11 +34,12 @@ from train.artefact import (
     write_provenance,
     writing,
 )
-from train.assembly import assemble
+from train.assembly import assemble, maps_per_step
 from train.checkpoints import last_checkpoint
 from train.config import Settings, TrainSettings, flat_dict, to_dict
 from train.curves import draw_curves, write_log
 from train.dataset import TASK
+from train.loading import ADAPTER_WEIGHTS
 from train.trainer import AdapterTrainer, Watch
 from wafervlm.errors import ConfigError, ResourceError, SetupError, UsageError
 from wafervlm.task import Task
@@ -74,18 +77,57 @@ def fine_tune(settings: Settings) -> Outcome:
     ResourceError, saying what to lower, where memory or disk run out.
     """
     settings = settled(settings)
-    out, provenance = Path(settings.output), _provenance(settings)
-    partial = out.with_name(out.name + ".partial")
-    if out.exists():
-        if not is_complete(out, provenance):
-            raise UsageError(f"{out} exists already and was not made so; remove it or choose another output")
-        shutil.rmtree(partial, ignore_errors=True)
-        return _recorded(out)
-    with _alone(partial), _quiet(), explained_memory(settings):
-        claim(partial, provenance, begun=last_checkpoint(partial / "checkpoints") is not None)
-        outcome = _train(settings, partial, provenance)
-    shutil.rmtree(partial, ignore_errors=True)
+    with processes.together(settings.model.device):
+        # The digests of the inputs take a while, and the main process may write to the output any moment.
+        provenance, found = processes.of_main(lambda: _begin(settings))
+        if found is not None:
+            return found
+        outcome = _work(settings, provenance)
+        processes.wait()
     return outcome
+
+
+def recorded(settings: Settings, count: int = 1) -> Outcome | None:
+    """What a training of ``settings`` by ``count`` processes came to where its adapter stands complete, else
+    None. Raises UsageError where the output holds something else."""
+    settings = settled(settings)
+    return _complete(settings, _provenance(settings, count))
+
+
+def _begin(settings: Settings) -> tuple[Provenance, Outcome | None]:
+    provenance = _provenance(settings, processes.count())
+    return provenance, _complete(settings, provenance)
+
+
+def _complete(settings: Settings, provenance: Provenance) -> Outcome | None:
+    out = Path(settings.output)
+    if not out.exists():
+        return None
+    if not is_complete(out, provenance):
+        raise UsageError(f"{out} exists already and was not made so; remove it or choose another output")
+    shutil.rmtree(_partial(out), ignore_errors=True)
+    return _recorded(out)
+
+
+def _work(settings: Settings, provenance: Provenance) -> Outcome:
+    partial = _partial(Path(settings.output))
+    with _alone(partial) if processes.is_main() else nullcontext(), _quiet(), explained_memory(settings):
+        resume = processes.of_main(lambda: _claimed(partial, provenance))
+        outcome = _train(settings, partial, provenance, resume)
+    if processes.is_main():
+        shutil.rmtree(partial, ignore_errors=True)
+    return outcome
+
+
+def _claimed(partial: Path, provenance: Provenance) -> Path | None:
+    """Make ``partial`` the work folder of this training; return the checkpoint that it goes on from."""
+    resume = last_checkpoint(partial / "checkpoints")
+    claim(partial, provenance, begun=resume is not None)
+    return resume
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
 
 
 def settled(settings: Settings) -> Settings:
@@ -93,13 +135,22 @@ def settled(settings: Settings) -> Settings:
     for key in ("output", "model.base", "data.dataset"):
         if not flat_dict(settings)[key]:
             raise ConfigError(f"{key} is not set; name it in the settings file or on the command line")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("one process trains the adapter; start it without a launcher")
+    if processes.count() > 1 and settings.train.time_limit_minutes:
+        raise ConfigError(
+            f"train.time_limit_minutes is {settings.train.time_limit_minutes:g} and {processes.count()} "
+            "processes train, whose clocks differ; set it to 0 and say train.max_steps or train.epochs"
+        )
+    settings = decided(settings)
+    if settings.model.device == "cuda" and not torch.cuda.is_available():
+        raise SetupError('model.device is "cuda" and torch sees no GPU here; set it to "cpu"')
+    return settings
+
+
+def decided(settings: Settings) -> Settings:
+    """``settings`` with every "auto" decided: for the device that they name, or else this machine's."""
     device = settings.model.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SetupError('model.device is "cuda" and torch sees no GPU here; set it to "cpu"')
     on_gpu = device == "cuda"
     precision, recompute = settings.model.precision, settings.train.gradient_checkpointing
     if precision == "auto":
@@ -113,13 +164,16 @@ def settled(settings: Settings) -> Settings:
     )
 
 
-def _provenance(settings: Settings) -> Provenance:
+def _provenance(settings: Settings, count: int) -> Provenance:
     inputs = {}
     for name, folder in (("base", settings.model.base), ("dataset", settings.data.dataset)):
         if not Path(folder).is_dir():
             raise UsageError(f"the {name} folder {folder} does not exist")
         inputs[name] = folder_digest(Path(folder))
     fixed = {key: value for key, value in flat_dict(settings).items() if key not in _FREE}
+    if count > 1:
+        # train.batch is what one process takes at a time.
+        fixed["processes"] = count
     return Provenance(STAGE, inputs, fixed, settings.train.seed)
 
 
@@ -136,14 +190,13 @@ def _alone(partial: Path) -> Iterator[None]:
         yield
 
 
-def _train(settings: Settings, partial: Path, provenance: Provenance) -> Outcome:
-    resume = last_checkpoint(partial / "checkpoints")
+def _train(settings: Settings, partial: Path, provenance: Provenance, resume: Path | None) -> Outcome:
     trainer, task = assemble(settings, partial, resume)
     if not trainer.watch.stopped:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    set_peft_model_state_dict(trainer.model, trainer.best)
     outcome = _outcome(Path(settings.output), trainer.watch, settings.train)
-    _write(settings, trainer, task, partial, dataclasses.replace(provenance, parity=_figures(outcome)))
+    if processes.is_main():
+        _write(settings, trainer, task, partial, dataclasses.replace(provenance, parity=_figures(outcome)))
     return outcome
 
 
@@ -153,7 +206,7 @@ def _outcome(out: Path, watch: Watch, train: TrainSettings) -> Outcome:
     return Outcome(
         adapter=out,
         steps=steps,
-        samples=steps * train.batch * train.accumulate,
+        samples=steps * maps_per_step(train),
         minutes=round(watch.elapsed / 60, 2),
         stopped=watch.stopped,
         best_step=int(watch.best.get("step", steps)),
@@ -176,9 +229,7 @@ def _write(
 ) -> None:
     out = Path(settings.output)
     with writing(out) as folder:
-        trainer.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-        # peft's card is an empty form; provenance.json says what is known.
-        (folder / "README.md").unlink(missing_ok=True)
+        _save_adapter(trainer, folder)
         for name, values in ((TASK, task.to_dict()), (SETTINGS, to_dict(settings))):
             text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
             (folder / name).write_text(text, encoding="utf-8")
@@ -187,6 +238,22 @@ def _write(
         if settings.train.tensorboard and (partial / "tensorboard").is_dir():
             shutil.copytree(partial / "tensorboard", folder / "tensorboard")
         write_provenance(folder, provenance)
+
+
+def _save_adapter(trainer: AdapterTrainer, folder: Path) -> None:
+    """Write the best adapter as peft does."""
+    model = trainer.model
+    if trainer.is_fsdp_enabled:
+        # The model's own tensors are pieces, and only the main process is here; the best ones are whole.
+        (config,) = (dataclasses.replace(config) for config in model.peft_config.values())
+        config.base_model_name_or_path, config.inference_mode = model.get_base_model().name_or_path, True
+        config.save_pretrained(str(folder))
+        save_file(trainer.best, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        return
+    set_peft_model_state_dict(model, trainer.best)
+    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    # peft's card is an empty form; provenance.json says what is known.
+    (folder / "README.md").unlink(missing_ok=True)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset as Table
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
@@ -22,8 +23,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
+from train import processes
 from train.batches import IGNORED, Batch
-from train.checkpoints import writing_checkpoint
+from train.checkpoints import writing_together
 from train.progress import Progress
 from train.schedule import Schedule
 from wafervlm.errors import MissingDependencyError
@@ -84,7 +86,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
         self._conductor = _Conductor(self)
         self.add_callback(self._conductor)
-        self._events = _event_writer(tensorboard, watch) if tensorboard else None
+        self._events = _event_writer(tensorboard, watch) if tensorboard and processes.is_main() else None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, showing progress."""
@@ -148,7 +150,9 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
             ignore_index=IGNORED,
             reduction="sum",
         )
-        return loss / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
+        share = loss / (processes.summed(learned.sum()) if num_items_in_batch is None else num_items_in_batch)
+        # The count is that of all processes together, and their gradients are averaged, not added.
+        return share * processes.count() if processes.count() > 1 else share
 
     def stop(self, why: str) -> None:
         """End the training after this step."""
@@ -164,7 +168,8 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _keep(self, values: dict[str, float]) -> None:
         step = self.state.global_step
-        samples = step * self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        samples = step * batch * processes.count()
         seconds = round(self.schedule.elapsed, 1)
         self.watch.rows.append({"step": step, "samples": samples, "seconds": seconds, **values})
         if self._events:
@@ -173,18 +178,24 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # The parent class writes in place, into the folder that _get_output_dir names.
-        with writing_checkpoint(self._checkpoints, self.state.global_step) as folder:
+        with writing_together(self._checkpoints, self.state.global_step) as folder:
             self._scratch = folder / "scratch"
             super()._save_checkpoint(model, trial)
-            (written,) = self._scratch.iterdir()
-            for path in written.iterdir():
-                path.rename(folder / path.name)
-            shutil.rmtree(self._scratch)
-            self.watch.elapsed = self.schedule.elapsed
-            (folder / WATCH).write_text(json.dumps(asdict(self.watch)), encoding="utf-8")
-            if self.best:
-                save_file(self.best, folder / BEST)
+            processes.wait()
+            if processes.is_main():
+                self._complete(folder, self._scratch)
         self._scratch = None
+
+    def _complete(self, folder: Path, scratch: Path) -> None:
+        """Move what the parent class wrote to ``folder``, and add what it does not know of."""
+        (written,) = scratch.iterdir()
+        for path in written.iterdir():
+            path.rename(folder / path.name)
+        shutil.rmtree(scratch)
+        self.watch.elapsed = self.schedule.elapsed
+        (folder / WATCH).write_text(json.dumps(asdict(self.watch)), encoding="utf-8")
+        if self.best:
+            save_file(self.best, folder / BEST)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._scratch) if self._scratch else str(super()._get_output_dir(trial))
@@ -233,8 +244,9 @@ class _Conductor(TrainerCallback):  # type: ignore[misc]
         title = "train, per mille of the time" if by_clock else "train"
         self._steps = 1000 if by_clock else state.max_steps
         self._shown = self._done(state)
-        self._bar = Progress(title, self._steps, done=self._shown)
-        self._bar.__enter__()
+        if processes.is_main():
+            self._bar = Progress(title, self._steps, done=self._shown)
+            self._bar.__enter__()
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         trainer, step = self._trainer, state.global_step
@@ -272,9 +284,11 @@ class _Conductor(TrainerCallback):  # type: ignore[misc]
 
 
 def adapter_tensors(model: Any) -> Tensors:
-    """A copy of the adapter's tensors on the CPU, by the names that an adapter file has."""
+    """A copy of the adapter's tensors on the CPU, by the names that an adapter file has. Tensors that are
+    spread over processes are brought together, which every process must call for."""
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+    whole = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in state.items()}
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in whole.items()}
 
 
 def _event_writer(folder: Path, watch: Watch) -> Any:

@@ -63,8 +63,12 @@ def test_a_second_run_makes_nothing_anew(ran: Ran, capsys: pytest.CaptureFixture
 
 
 def test_the_plan_says_what_there_is(ran: Ran) -> None:
-    assert {stage["state"] for stage in plan(ran.recipe)} == {"there"}
-    states = [stage["state"] for stage in plan(ran.recipe, "predict")]
+    found = plan(ran.recipe)
+    assert {stage["state"] for stage in found.stages} == {"there"}
+    weights = (ran.folder / "merge" / "model.safetensors").stat().st_size
+    assert found.memory["weights"] == pytest.approx(weights, rel=0.02)
+    assert found.fits and found.devices == 1 and not found.missing
+    states = [stage["state"] for stage in plan(ran.recipe, "predict").stages]
     assert states == ["there"] * 6 + ["to do"] * 2
     assert (ran.folder / "predict").is_dir()
     with pytest.raises(UsageError, match="no stage 'bake'"):
@@ -87,8 +91,10 @@ def test_without_real_maps_it_stops_or_says_so_loudly(
     path = tmp_path / "real.toml"
     text = recipe_file.read_text(encoding="utf-8").replace('"synthetic"', f'"{tmp_path}/LSWMD.pkl"')
     path.write_text(text, encoding="utf-8")
+    (lack,) = plan(read_recipe(path)).missing
+    assert "WAFERVLM_DATA" in lack
     with pytest.raises(DatasetError, match="WAFERVLM_DATA"):
-        plan(read_recipe(path))
+        drive(read_recipe(path))
     path.write_text(text.replace("size = 64", "size = 64\nsynthetic = 5"), encoding="utf-8")
-    assert "synthetic maps" in plan(read_recipe(path))[0]["does"]
+    assert "synthetic maps" in plan(read_recipe(path)).stages[0]["does"]
     assert "SYNTHETIC" in capsys.readouterr().err

@@ -1,0 +1,180 @@
+"""Scoring an archive on a local Ray: the library's own answers, resumed, and errors that end nothing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import wafervlm
+from tests.wafervlm.toy import LABELS
+from wafervlm import WaferMap, cli
+from wafervlm.archive import Found
+from wafervlm.errors import ProviderError, ResourceError, UsageError
+from wafervlm.score import ScoreConfig, _actors, pack, score_archive, unpack
+
+ROOT = Path(wafervlm.__file__).parents[1]
+pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'wafervlm[archive]'")
+
+
+@pytest.fixture
+def archive(tmp_path: Path, wafers: list[WaferMap]) -> Path:
+    """Forty wafers as files, three of which cannot be read."""
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    for index, wafer in enumerate(wafers):
+        np.save(folder / f"{index:02d}.npy", wafer.dies)
+    for index in (0, 7, 39):
+        (folder / f"{index:02d}.npy").write_bytes(b"not a map")
+    return folder
+
+
+def test_what_readers_hand_to_actors_comes_through(wafers: list[WaferMap]) -> None:
+    found = [Found("a", wafers[0]), Found("b", None, "no"), Found("c", wafers[1])]
+    for before, after in zip(found, unpack(pack(found)), strict=True):
+        assert (after.id, after.error, after.wafer is None) == (before.id, before.error, before.wafer is None)
+        if before.wafer is not None and after.wafer is not None:
+            np.testing.assert_array_equal(after.wafer.dies, before.wafer.dies)
+
+
+@pytest.mark.parametrize(
+    ("resources", "config", "wanted"),
+    [
+        ({"CPU": 8}, {"threads": 2}, (4, {"num_cpus": 1.0})),
+        ({"CPU": 1}, {}, (1, {"num_cpus": 0.5})),
+        ({"CPU": 8, "GPU": 4}, {"device": "cuda"}, (4, {"num_gpus": 1.0, "num_cpus": 0.5})),
+        ({"CPU": 8, "GPU": 4}, {"device": "cuda", "actors": 2}, (2, {"num_gpus": 1.0, "num_cpus": 0.5})),
+    ],
+)
+def test_there_is_one_actor_for_each_gpu(
+    resources: dict[str, float], config: dict[str, Any], wanted: tuple[int, dict[str, float]]
+) -> None:
+    assert _actors(resources, ScoreConfig(**config)) == wanted
+
+
+def test_more_than_there_is_is_refused() -> None:
+    with pytest.raises(ProviderError, match="sees no GPU"):
+        _actors({"CPU": 8}, ScoreConfig(device="cuda"))
+    with pytest.raises(UsageError, match="actors is 3 and Ray sees 2"):
+        _actors({"CPU": 8, "GPU": 2}, ScoreConfig(device="cuda", actors=3))
+    with pytest.raises(UsageError, match="too many for 2 cores"):
+        _actors({"CPU": 2}, ScoreConfig(actors=4))
+    with pytest.raises(UsageError, match="part_maps is 0"):
+        ScoreConfig(part_maps=0)
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    """A local Ray for all tests that need one."""
+    import os
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'wafervlm[archive]'")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield ray
+    ray.shutdown()
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet
+
+    found: list[dict[str, Any]] = pyarrow.parquet.read_table(out).to_pylist()
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("default")
+def test_the_answers_are_the_librarys(ray: Any, tmp_path: Path, archive: Path, toy_bundle: Path) -> None:
+    out = tmp_path / "scores"
+    config = ScoreConfig(toy_bundle, part_maps=16, actors=2)
+    summary = score_archive([archive], out, config)
+    assert (summary["maps"], summary["parts"], summary["scored"], summary["errors"]) == (40, 3, 3, 3)
+    found = rows(out)
+    assert [row["id"] for row in found] == [f"{index:02d}.npy" for index in range(40)]
+    with wafervlm.load(toy_bundle, threads=1) as model:
+        for row in found:
+            assert row["bundle"] == model.digest
+            if row["id"] in ("00.npy", "07.npy", "39.npy"):
+                assert "neither a .npy nor a .npz" in row["error"]
+                assert row["label"] is row["confidence"] is row["scores"] is None
+                continue
+            answer = model.predict(archive / row["id"])
+            assert (row["label"], row["error"]) == (answer.label, None)
+            assert tuple(row["scores"]) == LABELS
+            assert row["scores"] == pytest.approx(dict(answer.scores), abs=1e-4)
+    assert sum(summary["labels"].values()) == 37
+
+    stamps = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    (out / "part-00001.parquet").unlink()
+    (out / ".part-00001.parquet.1.writing").write_bytes(b"half")
+    again = score_archive([archive], out, config)
+    assert again == {**summary, "scored": 1}
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    assert {path.name for path in stamps if kept[path] != stamps[path]} == {"part-00001.parquet"}
+    assert not list(out.glob(".*"))
+    assert rows(out) == found
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("default")
+def test_an_error_of_the_model_arrives_as_it_is(
+    ray: Any, tmp_path: Path, archive: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["score", str(archive), "-o", str(tmp_path / "s"), "--bundle", str(toy_bundle)]
+    assert cli.main([*arguments, "--device", "cuda"]) == ProviderError.exit_code
+    assert "Ray sees no GPU" in capsys.readouterr().err
+    assert cli.main([*arguments, "--actors", "9"]) == UsageError.exit_code
+    assert cli.main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["errors"] == 3
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_killed_it_goes_on_where_it_stopped(tmp_path: Path, archive: Path, toy_bundle: Path) -> None:
+    """Ctrl-C once the first part stands; what stands then is not made again."""
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'wafervlm[archive]'")
+    out = tmp_path / "scores"
+    arguments = ["score", str(archive), "-o", str(out), "--bundle", str(toy_bundle), "--part-maps", "1"]
+    command = [sys.executable, "-m", "wafervlm.cli", *arguments, "--actors", "1"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("part-*")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+    before = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    assert 0 < len(before) < 40
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(before)} complete already" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(rows(out)) == 40
+
+
+def test_scores_begun_otherwise_are_not_gone_on_with(
+    tmp_path: Path, archive: Path, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "scores"
+
+    def out_of_memory(*_: object) -> None:
+        raise ResourceError("stopped here")
+
+    monkeypatch.setattr("wafervlm.score._run", out_of_memory)
+    with pytest.raises(ResourceError, match="stopped here"):
+        score_archive([archive], out, ScoreConfig(toy_bundle))
+    with pytest.raises(UsageError, match=r"begun otherwise \(part_maps changed\)"):
+        score_archive([archive], out, ScoreConfig(toy_bundle, part_maps=3))
+    (archive / "01.npy").unlink()
+    with pytest.raises(UsageError, match=r"begun otherwise \(archive, maps changed\)"):
+        score_archive([archive], out, ScoreConfig(toy_bundle))
+    with pytest.raises(UsageError, match="is not empty"):
+        score_archive([archive], archive, ScoreConfig(toy_bundle))

@@ -1,0 +1,380 @@
+"""Scoring an archive on Ray Data: parts of maps are read by tasks, answered by actors, written as Parquet.
+
+Each actor loads the bundle once, on a GPU of its own or on some threads of the CPU. A part of the archive
+becomes one Parquet file, written beside its name and renamed, so that a part that is there is complete: the
+same command goes on after an interruption.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wafervlm import console
+from wafervlm.archive import (
+    INSTALL,
+    PARQUET,
+    Archive,
+    Found,
+    Piece,
+    find_archive,
+    import_pyarrow,
+    read_part,
+)
+from wafervlm.bundle import open_bundle
+from wafervlm.errors import (
+    MissingDependencyError,
+    ProviderError,
+    ResourceError,
+    UsageError,
+    WaferVLMError,
+)
+from wafervlm.render import RenderSpec
+from wafervlm.wafermap import WaferMap
+
+if TYPE_CHECKING:
+    from wafervlm.model import WaferVLM
+
+# Readers of Parquet folders pass over names that begin so.
+PLAN, SUMMARY = "_plan.json", "_summary.json"
+SECONDS_BETWEEN_NOTES = 10.0
+# Ray reports its use to its makers unless told not to, and tells people what is for its own developers.
+_RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+_SLICE = 256  # maps handed to the model at once, so that pictures of a whole part never stand in memory
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreConfig:
+    """How an archive is scored: ``actors`` on ``device`` cpu or cuda (None: one for each GPU, or on the CPU
+    one for each ``threads`` cores); ``threads`` of each actor; ``part_maps`` maps in one Parquet file;
+    ``bins`` maps the codes of files to 0, 1 and 2; ``address`` is that of a running Ray, None starts one
+    here. Raises UsageError."""
+
+    bundle: Path | None = None
+    device: str = "cpu"
+    actors: int | None = None
+    threads: int = 1
+    part_maps: int = 4096
+    bins: Mapping[str, int] | None = None
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "cuda"):
+            raise UsageError(f"device is {self.device!r}; it must be cpu or cuda")
+        for name in ("actors", "threads", "part_maps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; it must be 1 or more")
+
+
+def score_archive(paths: Sequence[Path], out: Path, config: ScoreConfig) -> dict[str, Any]:
+    """Score every map of the files and folders ``paths`` into ``out``; return the totals.
+
+    ``out`` gets part-00000.parquet and so on with the columns id, label, confidence, scores (one field for
+    each label), bundle (digest) and error; a map that cannot be read has an error and no answer. Parts that
+    are there already are left. Raises UsageError where ``out`` was begun from another archive or bundle or
+    with other settings, IntegrityError for the bundle, SetupError for what this machine lacks.
+    """
+    bundle = open_bundle(config.bundle)
+    import_pyarrow()
+    archive = find_archive(paths)
+    parts = archive.parts(config.part_maps)
+    _claim(out, archive, bundle.digest, config)
+    missing = [number for number in range(len(parts)) if not _file(out, number).is_file()]
+    done = archive.count - sum(piece.count for number in missing for piece in parts[number])
+    stand = len(parts) - len(missing)
+    console.say(f"{archive.count} maps in {len(parts)} parts" + f", {stand} complete already" * bool(stand))
+    if missing:
+        _run([(number, parts[number]) for number in missing], out, config, done, archive.count)
+    summary = {"maps": archive.count, "parts": len(parts), "scored": len(missing), "bundle": bundle.digest}
+    summary |= _totals(out, len(parts))
+    _write(out / SUMMARY, json.dumps(summary, indent=1).encode())
+    return summary
+
+
+class Scorer:
+    """Answers for the maps of a part and writes its file; one actor holds one."""
+
+    def __init__(self, bundle: Path | None, device: str, threads: int, out: Path) -> None:
+        self._bundle, self._device, self._threads, self._out = bundle, device, threads, out
+        self._model: WaferVLM | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Take parts, as ``_read`` made them, and return for each its ``maps`` and ``errors``."""
+        rows = [self._part(int(n), data) for n, data in zip(batch["part"], batch["maps"], strict=True)]
+        return {key: np.array([row[key] for row in rows]) for key in ("part", "maps", "errors")}
+
+    def _part(self, number: int, data: bytes) -> dict[str, int]:
+        found = unpack(data)
+        write_part(_file(self._out, number), found, self._ready())
+        return {"part": number, "maps": len(found), "errors": sum(bool(each.error) for each in found)}
+
+    def _ready(self) -> WaferVLM:
+        # Loaded here and not when the actor is made: what goes wrong then reaches the caller as it is.
+        if self._model is None:
+            from wafervlm.model import load
+
+            self._model = load(self._bundle, device=self._device, threads=self._threads)
+        return self._model
+
+
+def write_part(path: Path, found: Sequence[Found], model: WaferVLM) -> None:
+    """Answer for ``found`` and write the Parquet file ``path``. Raises what predictions raise, but for an
+    error in one map, which becomes its row's."""
+    pyarrow = import_pyarrow()
+    labels = model.task.labels
+    columns: dict[str, list[Any]] = {name: [] for name in ("id", "label", "confidence", "scores", "error")}
+    for first in range(0, len(found), _SLICE):
+        slice_ = found[first : first + _SLICE]
+        answers = iter(model.predict_batch([each.wafer for each in slice_ if each.wafer is not None]))
+        for each in slice_:
+            answer = next(answers) if each.wafer is not None else None
+            columns["id"].append(each.id)
+            columns["label"].append(answer and answer.label)
+            columns["confidence"].append(answer and answer.confidence)
+            columns["scores"].append(answer and dict(answer.scores))
+            columns["error"].append(each.error or None)
+    types = {
+        "id": pyarrow.string(),
+        "label": pyarrow.string(),
+        "confidence": pyarrow.float64(),
+        "scores": pyarrow.struct([(label, pyarrow.float64()) for label in labels]),
+        "error": pyarrow.string(),
+    }
+    table = pyarrow.table({name: pyarrow.array(columns[name], kind) for name, kind in types.items()})
+    digest = pyarrow.array([model.digest] * len(found), pyarrow.string())
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(table.add_column(4, "bundle", digest), sink, compression="zstd")
+    _write(path, sink.getvalue().to_pybytes())
+
+
+def _claim(out: Path, archive: Archive, digest: str, config: ScoreConfig) -> None:
+    """Make ``out`` the folder of exactly these scores. Raises UsageError where it is of others."""
+    bins = None if config.bins is None else dict(sorted(config.bins.items()))
+    wanted = {
+        "archive": archive.fingerprint,
+        "maps": archive.count,
+        "bundle": digest,
+        "part_maps": config.part_maps,
+        "bins": bins,
+    }
+    path = out / PLAN
+    if not path.is_file():
+        if out.exists() and any(out.iterdir()):
+            raise UsageError(f"{out} is not empty and holds no {PLAN}; name a new folder")
+        out.mkdir(parents=True, exist_ok=True)
+        _write(path, json.dumps(wanted, indent=1).encode())
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key in wanted if found[key] != wanted[key]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} cannot be read ({error}); name a new folder") from None
+    if changed:
+        raise UsageError(
+            f"{out} holds scores that were begun otherwise ({', '.join(changed)} changed); "
+            "name a new folder, or remove it to begin anew"
+        )
+
+
+def _run(
+    parts: Sequence[tuple[int, list[Piece]]], out: Path, config: ScoreConfig, done: int, total: int
+) -> None:
+    ray = _import_ray()
+    started = not ray.is_initialized()
+    try:
+        if started:
+            _start(ray, config.address)
+        _follow(_answered(ray, parts, out.resolve(), config).iter_rows(), done, total)
+    except Exception as error:
+        known = _cause(error, ray)
+        if known is error:
+            raise
+        raise known from error
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _import_ray() -> Any:
+    for name, value in _RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"scoring an archive needs Ray Data ({error}); install it with: {INSTALL}"
+        ) from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return ray
+
+
+def _start(ray: Any, address: str | None) -> None:
+    if address is not None:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    else:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+
+
+def _answered(ray: Any, parts: Sequence[tuple[int, list[Piece]]], out: Path, config: ScoreConfig) -> Any:
+    """The dataset whose rows, one for each part, appear as the parts are written."""
+    bundle = None if config.bundle is None else config.bundle.resolve()
+    actors, needs = _actors(ray.cluster_resources(), config)
+    actors = min(actors, len(parts))
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars, context.raise_original_map_exception = False, True
+    items = [{"part": number, "pieces": _to_json(pieces)} for number, pieces in parts]
+    reading = {
+        "spec": open_bundle(config.bundle).manifest.task.render,
+        "bins": None if config.bins is None else dict(config.bins),
+    }
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    return dataset.map_batches(_read, batch_size=1, fn_kwargs=reading, num_cpus=0.5).map_batches(
+        Scorer,
+        fn_constructor_args=(bundle, config.device, config.threads, out),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        **needs,
+    )
+
+
+def _actors(resources: Mapping[str, float], config: ScoreConfig) -> tuple[int, dict[str, float]]:
+    """How many actors there are, and what Ray sets aside for each. Raises ProviderError and UsageError."""
+    gpus, cores = int(resources.get("GPU", 0)), resources.get("CPU", 1)
+    if config.device == "cuda":
+        if gpus == 0:
+            raise ProviderError(
+                "device is cuda and Ray sees no GPU; start it where there is one, or take cpu"
+            )
+        if (config.actors or 1) > gpus:
+            raise UsageError(f"actors is {config.actors} and Ray sees {gpus} GPU(s); each needs its own")
+        actors, needs = config.actors or gpus, {"num_gpus": 1.0, "num_cpus": 0.5}
+    else:
+        # Half a core in Ray's books: an actor waits while its next part is read by a task beside it.
+        actors = config.actors or max(1, int(cores) // config.threads)
+        needs = {"num_cpus": 0.5 * config.threads}
+    if actors * needs["num_cpus"] + 0.5 > cores:
+        raise UsageError(
+            f"{actors} actors of {config.threads} thread(s) are too many for {cores:g} cores; "
+            "lower actors or threads"
+        )
+    each = "a GPU" if config.device == "cuda" else f"{config.threads} thread(s)"
+    console.say(f"{actors} actor(s), each with {each}")
+    return actors, needs
+
+
+def _to_json(pieces: Sequence[Piece]) -> str:
+    return json.dumps([[str(p.path.resolve()), p.name, p.kind, p.first, p.count] for p in pieces])
+
+
+def _read(batch: dict[str, Any], spec: RenderSpec, bins: Mapping[str, int] | None) -> dict[str, Any]:
+    """The task that reads parts: their maps as bytes, so that no part is torn into several blocks."""
+    packed = np.empty(len(batch["part"]), dtype=object)
+    for i, text in enumerate(batch["pieces"]):
+        part = [Piece(Path(path), *rest) for path, *rest in json.loads(text)]
+        packed[i] = pack(read_part(part, spec, bins))
+    return {"part": batch["part"], "maps": packed}
+
+
+def pack(found: Sequence[Found]) -> bytes:
+    """The maps of a part as one Arrow stream; ``unpack`` reads it."""
+    pyarrow = import_pyarrow()
+    grids = [None if each.wafer is None else each.wafer.dies for each in found]
+    columns = {
+        "id": ([each.id for each in found], pyarrow.string()),
+        "height": ([0 if grid is None else grid.shape[0] for grid in grids], pyarrow.int32()),
+        "dies": ([b"" if grid is None else grid.tobytes() for grid in grids], pyarrow.binary()),
+        "error": ([each.error for each in found], pyarrow.string()),
+    }
+    table = pyarrow.table({name: pyarrow.array(*column) for name, column in columns.items()})
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    packed: bytes = sink.getvalue().to_pybytes()
+    return packed
+
+
+def unpack(data: bytes) -> list[Found]:
+    """The maps that ``pack`` was given; of each the id, the dies and the error."""
+    pyarrow = import_pyarrow()
+    with pyarrow.ipc.open_stream(data) as stream:
+        columns = stream.read_all().to_pydict()
+    found = []
+    for name, height, dies, error in zip(*columns.values(), strict=True):
+        grid = np.frombuffer(dies, np.uint8).reshape(height, -1) if dies else None
+        found.append(Found(name, None if grid is None else WaferMap(grid, id=name), error))
+    return found
+
+
+def _follow(rows: Iterable[Mapping[str, Any]], done: int, total: int) -> None:
+    """Wait for the parts, and say now and then how far they are."""
+    begun = noted = time.monotonic()
+    first = done
+    for row in rows:
+        done += int(row["maps"])
+        now = time.monotonic()
+        if now - noted >= SECONDS_BETWEEN_NOTES or done == total:
+            rate = (done - first) / max(now - begun, 1e-9)
+            left = f", {(total - done) / rate:.0f} s left" if done < total else ""
+            console.say(f"score: {done}/{total}, {now - begun:.0f} s, {rate:.0f} maps per second{left}")
+            noted = now
+
+
+def _totals(out: Path, parts: int) -> dict[str, Any]:
+    """Counts over all parts, and away with what killed writers left."""
+    pyarrow = import_pyarrow()
+    labels: Counter[str] = Counter()
+    errors = 0
+    for number in range(parts):
+        table = pyarrow.parquet.read_table(_file(out, number), columns=["label", "error"])
+        labels.update(label for label in table["label"].to_pylist() if label is not None)
+        errors += len(table) - table["error"].null_count
+    for left in out.glob(".*.writing"):
+        left.unlink(missing_ok=True)
+    return {"labels": dict(sorted(labels.items())), "errors": errors}
+
+
+def _file(out: Path, number: int) -> Path:
+    return out / f"part-{number:05d}{PARQUET}"
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write ``path`` whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    with beside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _cause(error: BaseException, ray: Any) -> BaseException:
+    """The error of ours that Ray has wrapped, or one that says what to do about Ray's own."""
+    link: BaseException | None = error
+    while link is not None:
+        cause = getattr(link, "cause", None)
+        for found in (cause, link):
+            if isinstance(found, WaferVLMError) and not isinstance(found, ray.exceptions.RayError):
+                return found
+        link = link.__cause__ or (cause if isinstance(cause, BaseException) else None) or link.__context__
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return ResourceError("memory ran out while scoring; lower actors or part_maps and run it again")
+    if isinstance(error, ray.exceptions.RayError):
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return ProviderError(
+            f"Ray could not go on: {first}; run the same command again, parts that are complete stay"
+        )
+    return error

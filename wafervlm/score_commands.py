@@ -1,0 +1,101 @@
+"""The command ``wafervlm score``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from wafervlm import console
+from wafervlm.commands import bundle_option, read_bins
+
+
+@click.command()
+@click.argument("archive", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the Parquet files; the same one goes on after an interruption.",
+)
+@bundle_option
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where actors compute; with cuda each has a GPU of its own.",
+)
+@click.option(
+    "--actors",
+    type=click.IntRange(min=1),
+    help="Models at work at once.  [default: one for each GPU, or for --threads cores]",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Threads of each actor on a CPU.",
+)
+@click.option(
+    "--part-maps",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    help="Maps in one Parquet file: what an interruption can cost each actor.",
+)
+@click.option("--bins", help="What codes mean, as in .=0,1=pass,X=fail, or a JSON file with such a table.")
+@click.option("--address", help="Address of a running Ray, as auto.  [default: one started on this machine]")
+@console.json_option
+def score(
+    archive: tuple[Path, ...],
+    out: Path,
+    bundle: Path | None,
+    device: str,
+    actors: int | None,
+    threads: int,
+    part_maps: int,
+    bins: str | None,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Score an ARCHIVE of any number of wafer maps into Parquet files, on Ray Data.
+
+    ARCHIVE is files and folders: map files as for predict, .npz archives (WM-811K, MixedWM38) and Parquet
+    files with a column dies. A row of the result has id, label, confidence, scores, bundle and error; a map
+    that cannot be read has an error and ends nothing. Interrupt or kill the command and run it again: parts
+    that are complete are left. Several machines need a common disk. Needs: pip install 'wafervlm[archive]'
+
+    \b
+    Example:
+      wafervlm score archive/ -o scores/ --bundle bundle/
+      wafervlm score wm811k.npz lots.parquet -o scores/ --device cuda
+    """
+    from wafervlm.score import ScoreConfig, score_archive
+
+    config = ScoreConfig(
+        bundle=bundle,
+        device=device,
+        actors=actors,
+        threads=threads,
+        part_maps=part_maps,
+        bins=None if bins is None else read_bins(bins),
+        address=address,
+    )
+    console.settings(
+        {
+            "archive": [str(path) for path in archive],
+            "out": out,
+            "bundle": bundle or "embedded",
+            "device": device,
+            "actors": actors or ("one for each GPU" if device == "cuda" else f"one for each {threads} cores"),
+            "threads": threads,
+            "part_maps": part_maps,
+            "bins": config.bins,
+            "ray": address or "started here",
+        }
+    )
+    console.result(score_archive(archive, out, config), as_json)
+    console.say(f"read it with: pandas.read_parquet({str(out)!r})")
