@@ -1,0 +1,44 @@
+"""What a pass costs on a GPU, against full precision and against the floor, in one command.
+
+::
+
+    python -m benchmarks.gpu --shape both --config-folder DIR -o results.json
+
+builds Qwen3-VL-4B and Qwen2.5-VL-7B with random weights on the device and times them on wafer maps that
+differ from call to call. DIR holds their configurations and tokenizers in ``qwen3-vl-4b`` and
+``qwen2.5-vl-7b``. Latency and memory are then honest; accuracy there is none. The passes:
+
+- ``generate``, ``forward``, ``forward-captured``: transformers in full precision: the answer generated, one
+  forward over prompt and label tree, and the same as one CUDA graph;
+- ``static``, ``static-captured``, ``static-compiled``: the computation that export/ writes as a graph, in
+  full precision: kernel by kernel, as one CUDA graph, and that with what lies between products fused;
+- ``static-int4`` (torch's weight-only kernel), ``static-int4-triton`` (ours) and ``static-fp8`` (text and
+  vision), the last two fused as well;
+- bundles on ONNX Runtime and TensorRT engines (``--bundle``, ``--engine``), from host to host.
+
+Torch's passes are timed by events of the device, from inputs that lie there to scores that lie there, each
+call on an idle device. The result is one JSON file, rewritten after every row; a file that is there is gone
+on with. It holds
+
+- ``schema`` 1, ``begun``, ``settings``, ``machine`` (device, versions, driver, clocks, processor) and
+  ``shapes`` (parameters, sizes, tokens to generate);
+- ``rows``, each with ``key``, ``kind``, ``status`` ("ok", "skipped: why" or "failed: why"), the ``seconds``
+  that it took, and by kind:
+
+  - ``pass``: ``shape``, ``batch``, ``pass``, ``about``, ``captured``, ``latency_ms`` (calls, p50, p90, p99,
+    mean, minimum, maximum), ``per_map_ms``, ``memory_mib`` (weights, and peak with them), ``sm_mhz``,
+    ``parity`` with full precision on the same maps, ``kernel_errors`` (relative, against the weights that a
+    kernel stands for) and ``energy`` (joules_per_map of the whole board, or null and the reason);
+  - ``floor``: ``full_precision_ms`` and ``quantized_ms``, ``bandwidth_gb_s``, ``square_tflop_s``, ``gflop``,
+    ``weights_mb``, ``absent_kernels`` and ``matrices`` (part, m, k, n, count, kernels_us, bounds_us); see
+    floor.py;
+  - ``profile``: ``span_ms``, ``busy_ms``, ``gaps_ms``, ``kernels``, ``classes`` and ``longest``;
+  - ``float32``: ``parity`` of full precision with float32;
+  - ``gptq``: ``layer_seconds``, ``whole_seconds`` and ``how`` that was found, ``tokens``,
+    ``memory_peak_mib``;
+
+- ``ratios``: for each pass ``over_full_precision_floor``, ``over_quantized_floor``, ``generate_over_it``,
+  ``forward_over_it`` and ``forward_captured_over_it``, of medians; null where the other is missing.
+
+It needs torch and transformers; Triton, nvidia-ml-py, onnxruntime-gpu and TensorRT are used where installed.
+"""
