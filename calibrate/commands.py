@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from train.commands import device_option, next_command, settled_device
+from train.cost_options import dry_run_option, show_cost
 from wafervlm import console
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -37,6 +38,13 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     "--clip/--no-clip", default=True, show_default=True, help="Choose each group's range for least error."
 )
 @click.option(
+    "--weigh",
+    type=click.Choice(["answers", "same"]),
+    default="answers",
+    show_default=True,
+    help="What a token counts: as much as it bears on the answers, or all the same (no backward pass).",
+)
+@click.option(
     "--precision",
     type=click.Choice(["float32", "float64"]),
     default="float32",
@@ -44,13 +52,20 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     help="Of the Hessians.",
 )
 @device_option
+@click.option(
+    "--offload",
+    type=click.Choice(["none", "host", "disk"]),
+    default="none",
+    show_default=True,
+    help="Keep one layer on the device and the others in the host's memory, or on disk. With --weigh same.",
+)
 @click.option("--seed", default=0, show_default=True, help="Which maps are drawn.")
 @click.option(
     "--compare",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Also write a table to DIR: GPTQ on wafers, on generic images and on text, and round-to-nearest, "
-    "at 4 and 3 bits (eight more calibrations).",
+    help="Also write a table to DIR: GPTQ on wafers, with tokens weighed and not, on generic images and on "
+    "text, and round-to-nearest, at 4 and 3 bits (ten more calibrations).",
 )
 @click.option(
     "--compare-on",
@@ -66,8 +81,11 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     show_default=True,
     help="Part of the dataset folder --compare-on to read; of no effect without one.",
 )
+@dry_run_option
 @console.json_option
-def calibrate(checkpoint: Path, dataset: Path, out: Path, as_json: bool, **options: Any) -> None:
+def calibrate(
+    checkpoint: Path, dataset: Path, out: Path, dry_run: bool, as_json: bool, **options: Any
+) -> None:
     """Quantize a merged CHECKPOINT with GPTQ on the wafer maps of its dataset.
 
     Fails where labels agree with full precision on less than 98 % of held-out maps, or where the result is no
@@ -78,6 +96,7 @@ def calibrate(checkpoint: Path, dataset: Path, out: Path, as_json: bool, **optio
     Example:
       wafervlm calibrate runs/merged -d runs/data -o runs/gptq --group 32
       wafervlm calibrate runs/merged -d runs/data -o runs/gptq --compare runs/table --compare-on runs/data
+      wafervlm calibrate runs/merged -d runs/data -o runs/gptq --offload host --weigh same --device cuda
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -88,6 +107,11 @@ def calibrate(checkpoint: Path, dataset: Path, out: Path, as_json: bool, **optio
     table, on, part = (options.pop(name) for name in ("compare", "compare_on", "compare_split"))
     settings = _settings(options)
     console.settings({"checkpoint": checkpoint, "dataset": dataset, "out": out, **asdict(settings)})
+    if dry_run:
+        from calibrate.estimate import estimate
+
+        show_cost(estimate(checkpoint, dataset, settings), out, as_json)
+        return
     if table is not None:
         from calibrate.compare import TABLE, compare, maps_to_judge
 

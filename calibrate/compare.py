@@ -1,4 +1,4 @@
-"""What calibration on wafer maps is worth: full precision, GPTQ on three diets and rounding to nearest."""
+"""What calibration on wafer maps is worth: full precision, GPTQ in four ways and rounding to nearest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from calibrate.inputs import Kind
 from calibrate.interval import DRAWS, lots_of
 from calibrate.judge import accuracy, agreement, intervals, score
 from calibrate.layers import round_model
-from calibrate.stage import CalibrateSettings, draw, load, quantize_checkpoint
+from calibrate.stage import CalibrateSettings, Weigh, draw, load, quantize_checkpoint
 from train.artefact import Provenance, folder_digest, is_complete, write_provenance, writing
 from train.dataset import DIES, Sample, dataset_task, read_labelled
 from train.samples import held_out
@@ -22,10 +22,12 @@ from wafervlm.task import Task
 
 BITS = (4, 3)
 JSON, TABLE, PICTURE = "comparison.json", "comparison.md", "comparison.png"
-KINDS: dict[Kind, str] = {
-    "wafers": "GPTQ on wafer maps",
-    "images": "GPTQ on generic images",
-    "text": "GPTQ on text only",
+OURS = "GPTQ on wafer maps"
+WAYS: dict[str, tuple[Kind, Weigh]] = {
+    OURS: ("wafers", "answers"),
+    "GPTQ on wafer maps, tokens alike": ("wafers", "same"),
+    "GPTQ on generic images": ("images", "answers"),
+    "GPTQ on text only": ("text", "answers"),
 }
 NEAREST = "round to nearest"
 _OURS, _OTHERS = "#20908c", "#909090"
@@ -120,7 +122,7 @@ def draw_rows(rows: Sequence[Row], path: Path) -> None:
     figure = Figure(figsize=(8, 1 + 0.35 * len(shown)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(shown):
-        colour = _OURS if row.method == KINDS["wafers"] else _OTHERS
+        colour = _OURS if row.method == OURS else _OTHERS
         axes.plot(row.kl, place, "o", color=colour, markersize=8)
         text = f"{row.kl:.2g}, {row.label_agreement:.1%} of labels agree"
         axes.annotate(text, (row.kl, place), (9, 0), textcoords="offset points", va="center")
@@ -152,9 +154,10 @@ def _rows(
     maps, _ = draw(dataset, settings)
     for bits in BITS:
         scheme = replace(settings.scheme, bits=bits)
-        for kind, name in KINDS.items():
+        for name, (kind, weigh) in WAYS.items():
             checkpoint = load(source, settings)
-            quantize_checkpoint(checkpoint, task, maps, replace(settings, scheme=scheme, kind=kind))
+            way = replace(settings, scheme=scheme, kind=kind, weigh=weigh)
+            quantize_checkpoint(checkpoint, task, maps, way)
             after = score(checkpoint, task, samples, f"score {name}, {bits} bit")
             yield _judged(name, bits, before, after, task, samples)
         checkpoint = load(source, settings)

@@ -82,8 +82,9 @@ class QuantizedWeight:
 
 
 class Hessian:
-    """The sum of x xᵀ over the inputs x (K,) of a layer, half the Hessian of its squared output error. As a
-    plain sum it does not depend on how the inputs come in batches."""
+    """The sum of w x xᵀ over the inputs x (K,) of a layer, with the weight w of each token, half the Hessian
+    of its weighted squared output error. As a plain sum it does not depend on how the inputs come in
+    batches."""
 
     def __init__(
         self, size: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
@@ -91,10 +92,11 @@ class Hessian:
         self.matrix = torch.zeros(size, size, dtype=dtype, device=device)
         self.tokens = 0
 
-    def add(self, inputs: torch.Tensor) -> None:
-        """Add ``inputs`` (..., K) of any float dtype."""
+    def add(self, inputs: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Add ``inputs`` (..., K) of any float dtype, each counting 1 or its share of ``weights`` (...)."""
         rows = inputs.reshape(-1, inputs.shape[-1]).to(self.matrix)
-        self.matrix.addmm_(rows.T, rows)
+        weighted = rows if weights is None else rows * weights.reshape(-1, 1).to(self.matrix)
+        self.matrix.addmm_(weighted.T, rows)
         self.tokens += len(rows)
 
 

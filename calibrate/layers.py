@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 from calibrate.gptq import Hessian, QuantizedWeight, Scheme, check_group, gptq, layer_error, round_to_nearest
+from calibrate.influence import Influence, token_weights
 from calibrate.inputs import Inputs
 from calibrate.partial import Partial
 from calibrate.replay import Batch, Reached, begin, check_exact, step, text_core
 from train.progress import Progress
+from train.streamed import bring_in
 
 Row = dict[str, Any]
 PREFIX = "model.language_model.layers"
@@ -30,10 +32,15 @@ class QuantizedLayer:
 
 @torch.no_grad()
 def quantize_model(
-    model: Any, inputs: Sequence[Inputs], scheme: Scheme, partial: Partial | None = None
+    model: Any,
+    inputs: Sequence[Inputs],
+    scheme: Scheme,
+    partial: Partial | None = None,
+    influence: Sequence[Influence] | None = None,
 ) -> QuantizedLayer:
     """Quantize all decoder layers of ``model`` in place on ``inputs``; beside the model this takes one
-    layer's Hessian and the hidden states of ``inputs``.
+    layer's Hessian and the hidden states of ``inputs``. With their ``influence`` tokens count by what they
+    bear on the answers, else all alike.
 
     With ``partial`` each finished layer is kept there, and those found there are taken as they are. Raises
     SetupError where the replay is not the model's forward, ConfigError where groups do not divide a layer.
@@ -48,11 +55,12 @@ def quantize_model(
         for index in range(layers):
             weights, rows = (partial.load(index) if partial else None) or (None, None)
             if weights is None or rows is None:
-                done = quantize_layer(model, index, batches, scheme)
+                done = quantize_layer(model, index, batches, scheme, influence)
                 weights, rows = done.weights, done.rows
                 if partial:
                     partial.keep(index, weights, rows)
             else:
+                bring_in(model, f"{PREFIX}.{index}")
                 for name, weight in weights.items():
                     put(model.get_submodule(name), weight)
                 advance(model, index, batches)
@@ -64,17 +72,25 @@ def quantize_model(
 
 
 @torch.no_grad()
-def quantize_layer(model: Any, index: int, batches: Sequence[Batch], scheme: Scheme) -> QuantizedLayer:
+def quantize_layer(
+    model: Any,
+    index: int,
+    batches: Sequence[Batch],
+    scheme: Scheme,
+    influence: Sequence[Influence] | None = None,
+) -> QuantizedLayer:
     """Quantize decoder layer ``index`` in place, and take ``batches`` from its entrance through it.
 
     Linear layers that read one input (queries, keys and values; gate and up) share a Hessian and are
     quantized together; each such set sees the sets before it quantized.
     """
+    bring_in(model, f"{PREFIX}.{index}")
     modules = linears(model, index)
     weights: dict[str, QuantizedWeight] = {}
     rows: list[Row] = []
     for names in shared_inputs(model, index, batches[0]):
-        hessian = _hessian(model, index, batches, modules[names[0]], scheme)
+        counts = token_weights(influence, names, [batch.valid for batch in batches]) if influence else None
+        hessian = _hessian(model, index, batches, modules[names[0]], scheme, counts)
         stacked = gptq(torch.cat([modules[name].weight for name in names]), hessian.matrix, scheme)
         first = 0
         for name in names:
@@ -98,6 +114,7 @@ def round_model(model: Any, scheme: Scheme) -> None:
     """Round every linear layer of the decoder to nearest, in place."""
     check_sizes(model, scheme)
     for index in range(len(text_core(model).layers)):
+        bring_in(model, f"{PREFIX}.{index}")
         for module in linears(model, index).values():
             put(module, round_to_nearest(module.weight, scheme))
 
@@ -160,18 +177,31 @@ def shared_inputs(model: Any, index: int, batch: Batch) -> list[list[str]]:
 
 
 def _hessian(
-    model: Any, index: int, batches: Iterable[Batch], module: torch.nn.Linear, scheme: Scheme
+    model: Any,
+    index: int,
+    batches: Sequence[Batch],
+    module: torch.nn.Linear,
+    scheme: Scheme,
+    counts: Sequence[torch.Tensor] | None = None,
 ) -> Hessian:
-    """Of the inputs of ``module``; decoder layer ``index`` is run only as far as it."""
+    """Of the inputs of ``module``, tokens counting as ``counts`` (B, T) of each batch say; decoder layer
+    ``index`` is run only as far as it."""
     hessian = Hessian(module.in_features, dtype=getattr(torch, scheme.precision), device=module.weight.device)
-    for batch in batches:
-        _add_until(model, index, batch, module, hessian)
+    for number, batch in enumerate(batches):
+        _add_until(model, index, batch, module, hessian, counts[number] if counts else None)
     return hessian
 
 
-def _add_until(model: Any, index: int, batch: Batch, module: torch.nn.Linear, hessian: Hessian) -> None:
+def _add_until(
+    model: Any,
+    index: int,
+    batch: Batch,
+    module: torch.nn.Linear,
+    hessian: Hessian,
+    counts: torch.Tensor | None,
+) -> None:
     def catch(_: Any, args: tuple[torch.Tensor, ...]) -> None:
-        hessian.add(args[0][batch.valid])
+        hessian.add(args[0][batch.valid], None if counts is None else counts.to(args[0].device)[batch.valid])
         raise Reached
 
     with _hooked([module.register_forward_pre_hook(catch)]):

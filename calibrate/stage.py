@@ -11,10 +11,14 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+import torch
 
 from calibrate.gptq import QuantizedWeight, Scheme
-from calibrate.inputs import Kind, batches, distinct_tokens, stratified, warn_if_few
+from calibrate.influence import Influence, influences
+from calibrate.inputs import Inputs, Kind, batches, distinct_tokens, stratified, warn_if_few
 from calibrate.judge import agreement, check_gate, score, summary
 from calibrate.layers import Row, linears, quantize_model, round_model
 from calibrate.pack import write_quantized
@@ -29,22 +33,29 @@ from train.artefact import (
     writing,
 )
 from train.dataset import TASK, Sample, dataset_task, read_split
-from train.loading import Checkpoint, load_checkpoint
+from train.loading import Checkpoint, check_placement, checkpoint_family, encode, load_checkpoint
 from train.samples import held_out
 from train.scorer import Scores
-from wafervlm.errors import CheckpointError, DatasetError, LeakError
+from train.streamed import Stored, keep_one_layer, load_streamed
+from wafervlm.errors import CheckpointError, ConfigError, DatasetError, LeakError
 from wafervlm.task import Task
 
 logger = logging.getLogger(__name__)
 
 REPORT = "calibration.json"
+Weigh = Literal["answers", "same"]
+Offload = Literal["none", "host", "disk"]
+OFFLOADS: tuple[Offload, ...] = ("none", "host", "disk")
+WEIGHS: tuple[Weigh, ...] = ("answers", "same")
 
 
 @dataclass(frozen=True)
 class CalibrateSettings:
     """``maps`` class-stratified train maps, ``batch`` conversations at a time; ``check_maps`` held-out maps
     of the tune part for the gate. ``kind`` is what is calibrated on, wafers but for comparison. ``dtype`` is
-    what the model computes in while it is calibrated."""
+    what the model computes in while it is calibrated. ``weigh`` says what a token counts: as much as it bears
+    on the "answers", or all the "same". ``offload`` says where decoder layers are that do not run just now:
+    on the device too ("none"), in the "host"'s memory, or on "disk". Raises ConfigError."""
 
     scheme: Scheme = field(default_factory=Scheme)
     maps: int = 270
@@ -54,6 +65,19 @@ class CalibrateSettings:
     device: str = "cpu"
     dtype: str = "float32"
     seed: int = 0
+    weigh: Weigh = "answers"
+    offload: Offload = "none"
+
+    def __post_init__(self) -> None:
+        if self.offload not in OFFLOADS:
+            raise ConfigError(f"offload is {self.offload!r}; it must be one of {', '.join(OFFLOADS)}")
+        if self.offload != "none" and self.weigh == "answers":
+            raise ConfigError(
+                "what tokens bear on the answers needs a backward pass through all layers at once, which "
+                "offloaded layers do not allow; set weigh to same"
+            )
+        if self.weigh not in WEIGHS:
+            raise ConfigError(f"weigh is {self.weigh!r}; it must be one of {', '.join(WEIGHS)}")
 
 
 def calibrate(source: Path, dataset: Path, out: Path, settings: CalibrateSettings) -> dict[str, Any]:
@@ -127,16 +151,37 @@ def quantize_checkpoint(
     distinct = distinct_tokens(inputs, model.config.image_token_id)
     every = [m for i in range(len(text_core(model).layers)) for m in linears(model, i).values()]
     warn_if_few(distinct, len(samples), max(module.in_features for module in every))
-    whole = quantize_model(model, inputs, settings.scheme, partial)
+    influence = _influence(checkpoint, task, inputs, settings) if settings.weigh == "answers" else None
+    whole = quantize_model(model, inputs, settings.scheme, partial, influence)
     figures = {**summary(whole.rows), "calibration_maps": len(samples), "distinct_tokens": distinct}
     return whole.weights, whole.rows, figures
+
+
+def _influence(
+    checkpoint: Checkpoint, task: Task, inputs: Sequence[Inputs], settings: CalibrateSettings
+) -> list[Influence]:
+    """What the tokens of ``inputs`` bear on the answers; passages of text are answers from end to end."""
+    blank = np.zeros((task.render.height, task.render.width, 3), dtype=np.uint8)
+    asked = 0 if settings.kind == "text" else encode(checkpoint, task, [blank])["input_ids"].shape[1]
+    layers = range(len(text_core(checkpoint.model).layers))
+    modules = {name: module for i in layers for name, module in linears(checkpoint.model, i).items()}
+    return influences(checkpoint.model, inputs, modules, asked, settings.seed)
 
 
 def load(source: Path, settings: CalibrateSettings) -> Checkpoint:
     """The full-precision checkpoint. Raises CheckpointError for one that is quantized already."""
     if (source / "quantize_config.json").is_file():
         raise CheckpointError(f"{source} is quantized already; give the merged checkpoint")
-    return load_checkpoint(source, dtype=settings.dtype, device=settings.device)
+    if settings.offload == "none":
+        return load_checkpoint(source, dtype=settings.dtype, device=settings.device)
+    check_placement(settings.dtype, settings.device)
+    if settings.offload == "host":
+        checkpoint = load_checkpoint(source, dtype=settings.dtype)
+        keep_one_layer(checkpoint, settings.device)
+        return checkpoint
+    family = checkpoint_family(source)
+    stored = Stored(source, family, getattr(torch, settings.dtype))
+    return load_streamed(source, family, stored, dtype=settings.dtype, device=settings.device)
 
 
 def _provenance(source: Path, dataset: Path, settings: CalibrateSettings) -> Provenance:

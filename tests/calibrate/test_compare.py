@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from calibrate.compare import KINDS, NEAREST, Row, _provenance, compare, maps_to_judge, markdown
+from calibrate.compare import NEAREST, OURS, WAYS, Row, _provenance, compare, maps_to_judge, markdown
 from calibrate.gptq import Scheme
 from calibrate.stage import CalibrateSettings, calibrate
 from train.artefact import is_complete, read_provenance
@@ -29,7 +29,7 @@ def test_every_way_is_judged_at_four_and_three_bits(table: Path) -> None:
     record = json.loads((table / "comparison.json").read_text())
     rows = {(row["method"], row["bits"]): row for row in record["rows"]}
     assert record["maps"] == 27 and record["part"] == "tune"
-    ways = [*KINDS.values(), NEAREST]
+    ways = [*WAYS, NEAREST]
     assert set(rows) == {("full precision", 32)} | {(way, bits) for way in ways for bits in (4, 3)}
     full = rows["full precision", 32]
     assert full["label_agreement"] == 1
@@ -38,11 +38,11 @@ def test_every_way_is_judged_at_four_and_three_bits(table: Path) -> None:
         for name in ("label_agreement", "kl"):
             assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
             assert (row[f"{name}_low"] < row[f"{name}_high"]) is (row is not full)
-    assert len({row["kl"] for row in record["rows"]}) == 9
+    assert len({row["kl"] for row in record["rows"]}) == 11
     for way in ways:
         assert 0 < rows[way, 4]["kl"] < rows[way, 3]["kl"]
     for bits in (4, 3):
-        assert rows[KINDS["wafers"], bits]["kl"] < rows[NEAREST, bits]["kl"]
+        assert rows[OURS, bits]["kl"] < rows[NEAREST, bits]["kl"]
 
 
 def test_its_row_is_what_the_stage_measures(
@@ -51,7 +51,7 @@ def test_its_row_is_what_the_stage_measures(
     figures = calibrate(tiny_checkpoint, synthetic_dataset, tmp_path / "gptq", SETTINGS)
     rows = json.loads((table / "comparison.json").read_text())["rows"]
     of = {(row["method"], row["bits"]): row for row in rows}
-    assert of[KINDS["wafers"], 4]["kl"] == pytest.approx(figures["kl"], rel=1e-3)
+    assert of[OURS, 4]["kl"] == pytest.approx(figures["kl"], rel=1e-3)
     assert of[NEAREST, 4]["kl"] == pytest.approx(figures["kl_nearest"], rel=1e-3)
 
 
@@ -60,7 +60,7 @@ def test_a_complete_table_is_left_as_it_is(
 ) -> None:
     before = (table / "comparison.json").stat().st_mtime_ns
     rows = compare(tiny_checkpoint, synthetic_dataset, table, SETTINGS)
-    assert len(rows) == 9
+    assert len(rows) == 11
     assert (table / "comparison.json").stat().st_mtime_ns == before
 
 
