@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from wafervlm import console
+from wafervlm.errors import UsageError
+
+if TYPE_CHECKING:
+    from benchmarks.line import Plan
 
 _PATH = click.Path(path_type=Path)
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -80,8 +84,12 @@ def benchmark(out: Path, margin: float, as_json: bool, **options: Any) -> None:
     Accuracy, agreement, calibration and latency on the same maps, against our static graph at full precision,
     one forward and generate in transformers, and OpenVINO. The last line on stdout is the summary as JSON.
 
+    With --latency only the bundle is timed, on maps made from its golden maps: no checkpoint, no labelled
+    maps, no workshop. Its options: wafervlm benchmark --latency --help.
+
     \b
     Example:
+      wafervlm benchmark --latency --bundle runs/bundle --runtime openvino
       wafervlm benchmark --bundle runs/bundle --reference runs/merged --maps runs/data -o runs/report
     """
     _quiet()
@@ -110,23 +118,26 @@ def run(recipe: Path, dry_run: bool, redo: str | None, as_json: bool) -> None:
     """Drive the whole line as a RECIPE says: from wafer maps and a base checkpoint to bundle and report.
 
     Each stage writes a folder of its own. Interrupt or kill the command and run it again: stages that are
-    complete are left as they are, and training and calibration go on where they stopped.
+    complete are left as they are, and training and calibration go on where they stopped. train/recipes/ has
+    recipes for 4B and 7B on one GPU and on four; --dry-run says what training takes and what is missing here.
 
     \b
     Example:
       wafervlm run train/nano/demo.toml
+      wafervlm run train/recipes/qwen3_vl_4b_24gb.toml --dry-run
     """
     _quiet()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "one process drives the line; start it without a launcher, line.accelerate names one"
+        )
     from benchmarks.line import drive, plan
     from benchmarks.recipe import effective, read_recipe
 
     settings = read_recipe(recipe)
     console.settings(effective(settings))
     if dry_run:
-        stages = plan(settings, redo)
-        for stage in stages:
-            console.say(f"{stage['stage']}: {stage['does']} -> {stage['out']} ({stage['state']})")
-        console.result({"stages": stages} if as_json else {s["stage"]: s["state"] for s in stages}, as_json)
+        _foresee(plan(settings, redo), as_json)
         console.next_command(f"wafervlm run {recipe}")
         return
     outcome = drive(settings, redo=redo)
@@ -136,6 +147,23 @@ def run(recipe: Path, dry_run: bool, redo: str | None, as_json: bool) -> None:
     console.json_line(outcome.summary)
     console.say(f"report: {outcome.page}")
     console.next_command(f"wafervlm predict {outcome.example} --bundle {outcome.bundle} --plot answer.png")
+
+
+def _foresee(plan: Plan, as_json: bool) -> None:
+    from benchmarks.memory import GIB, shown
+
+    for stage in plan.stages:
+        console.say(f"{stage['stage']}: {stage['does']} -> {stage['out']} ({stage['state']})")
+    if plan.memory:
+        device = "the device" if plan.devices == 1 else f"each of {plan.devices} devices"
+        room = f" of {plan.budget / GIB:.1f} GiB" if plan.budget else ""
+        first = f", after {plan.loading / GIB:.1f} while it loads" if plan.loading else ""
+        fits = "" if plan.fits else ": TOO MUCH, lower train.batch or take more or larger GPUs"
+        console.say(f"training takes on {device}, in GiB: {shown(plan.memory)}{room}{first}{fits}")
+    for lack in plan.missing:
+        console.say(f"missing here: {lack}")
+    states = {stage["stage"]: stage["state"] for stage in plan.stages}
+    console.result(plan.to_dict() if as_json else {**states, "missing": len(plan.missing)}, as_json)
 
 
 def table(report: dict[str, Any]) -> list[str]:

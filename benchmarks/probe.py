@@ -20,24 +20,6 @@ Load = Callable[[], Callable[[Path], Any]]
 CALLS = 3
 
 
-def peak_memory_mib() -> float:
-    """The largest resident memory of this process so far, in MiB."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # getrusage would tell of the process that started this one, where that was larger.
-        line = next(
-            text for text in status.read_text(encoding="ascii").splitlines() if text.startswith("VmHWM")
-        )
-        return int(line.split()[1]) / 1024
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset) / 2**20
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
-
-
 def probe(
     name: str, target: Path, threads: int, path: Path, precision: str, task_file: Path
 ) -> dict[str, float]:
@@ -58,8 +40,18 @@ def probe(
         "import_ms": 1e3 * (imported - started),
         "load_ms": 1e3 * (loaded - imported),
         "first_answer_ms": 1e3 * (answered - loaded),
-        "peak_mib": peak_memory_mib(),
+        "peak_mib": _peak_mib(),
     }
+
+
+def _peak_mib() -> float:
+    from wafervlm.machine import peak_memory_mib
+
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset) / 2**20
+    return peak_memory_mib() or 0.0
 
 
 def _station(bundle: Path, threads: int) -> Load:

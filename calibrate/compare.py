@@ -119,7 +119,7 @@ def draw_rows(rows: Sequence[Row], path: Path) -> None:
     from matplotlib.ticker import NullFormatter
 
     shown = [row for row in rows if row.kl > 0]
-    figure = Figure(figsize=(8, 1 + 0.35 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(9.5, 1 + 0.35 * len(shown)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(shown):
         colour = _OURS if row.method == OURS else _OTHERS
@@ -132,11 +132,11 @@ def draw_rows(rows: Sequence[Row], path: Path) -> None:
     if shown:
         # A third of the width is kept free for the text of the last point.
         least, most = min(row.kl for row in shown), max(row.kl for row in shown)
-        axes.set_xlim(least / 1.5, most * 1.5 * (most / least * 10) ** 0.5)
+        axes.set_xlim(least / 1.5, most * 1.5 * (most / least * 30) ** 0.5)
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="x", color="#e0e0e0")
     axes.set_axisbelow(True)
-    axes.set_xlabel("KL divergence of the label distribution from full precision, nats (less is better)")
+    axes.set_xlabel("KL divergence of the labels from full precision, nats (less is better)")
     figure.savefig(path, dpi=120)
 
 

@@ -127,8 +127,21 @@ def test_a_workshop_command_says_what_to_install(python: Path, tmp_path: Path) -
     """Though a folder called train lies where the command is called."""
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "__init__.py").write_text("raise SystemExit('a foreign train was run')")
-    for name in ("train", "calibrate", "export", "benchmark", "run"):
-        done = command(python.parent / "wafervlm", name, "--help", cwd=tmp_path)
+    asked = [[name, "--help"] for name in ("train", "calibrate", "export", "run")]
+    for arguments in [*asked, ["benchmark"], ["benchmark", "--reference", "merged"]]:
+        done = command(python.parent / "wafervlm", *arguments, cwd=tmp_path)
         assert done.returncode == 4
         assert len(done.stderr.splitlines()) == 1
         assert "pip install -e '.[workshop]'" in done.stderr
+
+
+def test_it_times_itself_there(python: Path, tmp_path: Path) -> None:
+    """The part of benchmark that needs no workshop, which is also what its help tells of there."""
+    bundle = write_bundle(tmp_path / "toy", make_graph(make_head()), make_head())
+    program = python.parent / "wafervlm"
+    assert "--latency" in command(program, "benchmark", "--help", cwd=tmp_path).stdout
+    arguments = ("benchmark", "--latency", "--bundle", bundle, "--calls", 20, "--threads", 1)
+    done = command(program, *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["latency"][0]["calls"] == 20

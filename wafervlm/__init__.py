@@ -50,12 +50,14 @@ if TYPE_CHECKING:
     from wafervlm.prediction import Prediction
     from wafervlm.task import Task
     from wafervlm.wafermap import WaferMap
+    from wafervlm.words.description import Description
 
 __all__ = [
     "CheckpointError",
     "ClosedError",
     "ConfigError",
     "DatasetError",
+    "Description",
     "DigestError",
     "FileFormatError",
     "FileSetError",
@@ -88,6 +90,7 @@ __all__ = [
 
 # Imported at first use, so that the command line answers --help without numpy.
 _HOMES = {
+    "Description": "wafervlm.words.description",
     "Prediction": "wafervlm.prediction",
     "Task": "wafervlm.task",
     "WaferMap": "wafervlm.wafermap",

@@ -71,7 +71,7 @@ class Bundle:
         """
         for entry in self.manifest.files:
             if entry.path == name:
-                with _readable(self.path):
+                with readable(self.path):
                     return b"".join(_checked_chunks(self.path, entry))
         raise FileSetError(f"bundle {self.path} has no file {name!r}; its manifest does not list it")
 
@@ -84,7 +84,7 @@ def open_bundle(path: str | Path | None = None) -> Bundle:
     (a changed or truncated file). Nothing is written.
     """
     folder = embedded_folder() if path is None else Path(path)
-    with _readable(folder):
+    with readable(folder):
         if not folder.is_dir():
             raise ManifestError(f"there is no bundle folder at {folder}; check the path")
         data = _read_manifest(folder)
@@ -136,7 +136,8 @@ def check_names(manifest: Manifest, folder: Path) -> None:
         if entry.path.lower() in seen:
             raise FileSetError(f"the manifest of bundle {folder} lists {entry.path!r} twice")
         seen.add(entry.path.lower())
-    for name in (manifest.graph.file, GOLDEN):
+    words = () if manifest.words is None else manifest.words.files
+    for name in (manifest.graph.file, GOLDEN, *words):
         if name.lower() not in seen:
             raise FileSetError(
                 f"the manifest of bundle {folder} does not list {name!r}; export the bundle again"
@@ -144,12 +145,13 @@ def check_names(manifest: Manifest, folder: Path) -> None:
 
 
 @contextmanager
-def _readable(folder: Path) -> Iterator[None]:
+def readable(folder: Path, kind: str = "bundle") -> Iterator[None]:
+    """Turn what the system says of ``folder``, an artefact of that ``kind``, into FileSetError."""
     try:
         yield
     except OSError as error:
         raise FileSetError(
-            f"bundle {folder} cannot be read: {error}; check its permissions and its disk"
+            f"{kind} {folder} cannot be read: {error}; check its permissions and its disk"
         ) from None
 
 
@@ -166,7 +168,7 @@ def _entry(path: Path) -> FileEntry:
 
 def _read_manifest(folder: Path) -> bytes:
     try:
-        with _open_plain(folder, MANIFEST) as file:
+        with open_plain(folder, MANIFEST) as file:
             data = file.read(MAX_MANIFEST_BYTES + 1)
     except FileNotFoundError:
         raise ManifestError(f"{folder} holds no {MANIFEST}, so it is not a bundle; check the path") from None
@@ -194,7 +196,7 @@ def _checked_chunks(folder: Path, entry: FileEntry) -> Iterator[bytes]:
     again = "copy the bundle again from where it was exported"
     digest, size = hashlib.sha256(), 0
     try:
-        file = _open_plain(folder, entry.path)
+        file = open_plain(folder, entry.path)
     except FileNotFoundError:
         raise FileSetError(
             f"bundle {folder} lacks the file {entry.path!r}; copy the bundle again, whole"
@@ -216,12 +218,13 @@ def _checked_chunks(folder: Path, entry: FileEntry) -> Iterator[bytes]:
         )
 
 
-def _open_plain(folder: Path, name: str) -> BinaryIO:
-    """Open ``folder / name`` for reading without following a link. Raises FileSetError."""
+def open_plain(folder: Path, name: str, kind: str = "bundle") -> BinaryIO:
+    """Open ``folder / name`` of an artefact of that ``kind`` for reading, without following a link. Raises
+    FileSetError, and FileNotFoundError where it is not there."""
     path = folder / name
     if path.is_symlink():
         raise FileSetError(
-            f"{path} is a symbolic link; a bundle holds only files of its own, so copy the file"
+            f"{path} is a symbolic link; {kind} folders hold only files of their own, so copy the file"
         )
     # No link that appears just now is followed, and no pipe is waited for; Windows has only O_BINARY.
     flags = os.O_RDONLY
@@ -237,11 +240,11 @@ def _open_plain(folder: Path, name: str) -> BinaryIO:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         file.close()
-        raise FileSetError(f"{path} is not a plain file; a bundle holds only plain files")
+        raise FileSetError(f"{path} is not a plain file; {kind} folders hold only plain files")
     # Installers hard-link package data into site-packages from a cache of theirs.
     if status.st_nlink > 1 and folder != EMBEDDED:
         file.close()
         raise FileSetError(
-            f"{path} has a second name outside the bundle (a hard link); copy the file instead of linking it"
+            f"{path} has a second name outside the {kind} (a hard link); copy the file instead of linking it"
         )
     return file

@@ -32,6 +32,9 @@ class Entry:
 
 COMMANDS = {
     "predict": Entry("wafervlm.commands", "Say what is wrong with wafers."),
+    "describe": Entry("wafervlm.words_commands", "Ask about a wafer in words, and get words."),
+    "score": Entry("wafervlm.score_commands", "Score an archive of wafer maps into Parquet, on Ray Data."),
+    "engine": Entry("wafervlm.engine_commands", "Compile a bundle for GPUs, with TensorRT."),
     "verify": Entry("wafervlm.commands", "Check that a bundle answers here as it did where it was made."),
     "doctor": Entry("wafervlm.commands", "Check this machine, and say what to do about what is missing."),
     "run": Entry("benchmarks.commands", "Drive the whole line from one recipe, from maps to report."),
@@ -40,8 +43,12 @@ COMMANDS = {
     "merge": Entry("train.commands", "Merge an adapter into its base."),
     "calibrate": Entry("calibrate.commands", "Quantize a checkpoint with GPTQ on wafer maps."),
     "export": Entry("export.commands", "Write a bundle that a station can load."),
-    "benchmark": Entry("benchmarks.commands", "Judge a bundle against full precision, with a report."),
+    "benchmark": Entry(
+        "benchmarks.commands", "Judge a bundle against full precision, or time it alone (--latency)."
+    ),
 }
+LATENCY = Entry("wafervlm.latency_commands", "Time a bundle on this machine.")
+"""What ``benchmark --latency`` is: of the station, though the rest of the command is the workshop's."""
 
 
 class LazyGroup(click.Group):
@@ -52,8 +59,9 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         entry = COMMANDS.get(cmd_name)
-        if entry is None:
-            return None
+        return None if entry is None else self._load(entry, cmd_name)
+
+    def _load(self, entry: Entry, cmd_name: str) -> click.Command:
         load = workshop.load if entry.in_workshop else importlib.import_module
         for value in vars(load(entry.module)).values():
             if isinstance(value, click.Command) and value.name == cmd_name:
@@ -68,6 +76,8 @@ class LazyGroup(click.Group):
             near = difflib.get_close_matches(name, COMMANDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(COMMANDS)}"
             raise click.UsageError(f"there is no command {name!r}; {hint}", ctx)
+        if name == "benchmark" and _asks_latency(args[1:]):
+            return name, self._load(LATENCY, name), args[1:]
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -76,6 +86,12 @@ class LazyGroup(click.Group):
             with formatter.section(title):
                 entries = COMMANDS.items()
                 formatter.write_dl([(name, e.help) for name, e in entries if e.in_workshop is wanted])
+
+
+def _asks_latency(args: Sequence[str]) -> bool:
+    """Whether ``benchmark`` is the station's: for --latency, and for help where there is no other."""
+    wanted = set(args)
+    return "--latency" in wanted or bool({"-h", "--help"} & wanted and not workshop.is_checkout())
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:

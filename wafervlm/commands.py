@@ -33,11 +33,30 @@ threads_option = click.option(
     type=click.IntRange(min=1),
     help="Threads for one prediction. [default: one for each core]",
 )
+engine_option = click.option(
+    "--engine",
+    type=click.Path(path_type=Path),
+    help="Engine folder of that bundle, from: wafervlm engine.",
+)
+runtime_option = click.option(
+    "--runtime",
+    type=click.Choice(["auto", "onnx", "onnx-cuda", "openvino", "tensorrt"]),
+    help="What executes the graph.  [default: tensorrt with --engine, else onnx]",
+)
+cache_option = click.option(
+    "--runtime-cache",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where tensorrt_rtx keeps the kernels it compiled for this GPU; guard it like a program.",
+)
 
 
 @click.command()
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @bundle_option
+@engine_option
+@runtime_option
+@cache_option
 @threads_option
 @click.option("--foreign", is_flag=True, help="Take images in other colours too; their answers are marked.")
 @click.option("--bins", help="What codes mean, as in .=0,1=pass,X=fail, or a JSON file with such a table.")
@@ -53,6 +72,9 @@ threads_option = click.option(
 def predict(
     paths: tuple[Path, ...],
     bundle: Path | None,
+    engine: Path | None,
+    runtime: str | None,
+    runtime_cache: Path | None,
     threads: int | None,
     foreign: bool,
     bins: str | None,
@@ -71,6 +93,7 @@ def predict(
       wafervlm predict map.npy
       wafervlm predict maps/ --json > answers.jsonl
       wafervlm predict grid.csv --bins .=0,P=1,F=2 --plot answer.png
+      wafervlm predict map.npy --bundle bundle/ --engine engine/
     """
     from wafervlm.model import load
 
@@ -78,10 +101,13 @@ def predict(
     if plot is not None and len(files) != 1:
         raise UsageError(f"--plot draws one wafer, and {len(files)} were named; name one file")
     codes = None if bins is None else read_bins(bins)
-    with load(bundle, threads=threads) as model:
+    with load(bundle, runtime=runtime, threads=threads, engine=engine, runtime_cache=runtime_cache) as model:
         console.settings(
             {
                 "bundle": f"{bundle or 'embedded'} ({model.manifest.name} {model.digest[:12]})",
+                "engine": engine,
+                "runtime": model.runtime,
+                "runtime_cache": runtime_cache,
                 "threads": threads or "one for each core",
                 "timeout": timeout,
                 "foreign": foreign,
@@ -94,31 +120,53 @@ def predict(
         done[0].plot().save(plot, "PNG")
         console.say(f"drawn to {plot}")
     elif len(files) == 1 and done:
-        console.next_command(f"wafervlm predict {files[0]}{_named(bundle)} --plot answer.png")
+        console.next_command(f"wafervlm predict {files[0]}{_named(bundle, engine)} --plot answer.png")
     if len(done) < len(files):
         raise click.exceptions.Exit(1)
 
 
 @click.command()
 @bundle_option
+@engine_option
+@click.option(
+    "--runtime",
+    type=click.Choice(["onnx", "onnx-cuda", "openvino"]),
+    help="What executes the graph, without --engine.  [default: onnx]",
+)
+@cache_option
 @threads_option
 @console.json_option
-def verify(bundle: Path | None, threads: int | None, as_json: bool) -> None:
+def verify(
+    bundle: Path | None,
+    engine: Path | None,
+    runtime: str | None,
+    runtime_cache: Path | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
     """Check that a bundle answers here as it did where it was made.
 
     Compares every file's digest, then runs the golden maps that the bundle carries and compares their
-    scores with the reference, at exact accuracy where the graph has such a form, and as deployed. Exit
+    scores with the reference, at exact accuracy where the graph has such a form, and as deployed. With
+    --engine they run on that engine and this GPU, which is what an engine needs before its first use. Exit
     code 3 where they do not come out.
 
     \b
     Example:
       wafervlm verify --bundle bundle/
+      wafervlm verify --bundle bundle/ --runtime openvino
+      wafervlm verify --bundle bundle/ --engine engine/
     """
     from wafervlm.model import verify as run
 
-    console.settings({"bundle": bundle or "embedded", "threads": threads or "one for each core"})
-    console.result(run(bundle, threads=threads), as_json)
-    console.next_command(f"wafervlm predict map.npy{_named(bundle)}")
+    named = {"runtime": runtime} if engine is None else {"engine": engine, "runtime_cache": runtime_cache}
+    console.settings({"bundle": bundle or "embedded", **named, "threads": threads or "one for each core"})
+    report = run(bundle, runtime=runtime, threads=threads, engine=engine, runtime_cache=runtime_cache)
+    console.result(report, as_json)
+    if engine is not None and not report["recorded"]:
+        console.say(f"{engine} cannot be written: the golden maps run at each start instead")
+    chosen = f" --runtime {runtime}" if runtime else ""
+    console.next_command(f"wafervlm predict map.npy{_named(bundle, engine)}{chosen}")
 
 
 @click.command()
@@ -149,8 +197,8 @@ def doctor(as_json: bool) -> None:
     console.next_command("wafervlm verify")
 
 
-def _named(bundle: Path | None) -> str:
-    return f" --bundle {bundle}" if bundle else ""
+def _named(bundle: Path | None, engine: Path | None = None) -> str:
+    return (f" --bundle {bundle}" if bundle else "") + (f" --engine {engine}" if engine else "")
 
 
 def find_files(paths: Sequence[Path]) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -63,6 +64,8 @@ def examine() -> list[Check]:
         _station,
         _runtime,
         _two_runtimes,
+        _openvino,
+        _tensorrt,
         _bundle,
         _threads,
         _workshop,
@@ -122,6 +125,43 @@ def _two_runtimes() -> Iterator[Check]:
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files",
             "run: pip uninstall onnxruntime onnxruntime-gpu, then install the one that you want",
         )
+
+
+def _openvino() -> Iterator[Check]:
+    """Nothing is said of it where it is not installed: ONNX Runtime does without."""
+    if importlib.util.find_spec("openvino") is None:
+        return
+    from wafervlm.runtimes.openvino import import_openvino
+
+    try:
+        version = import_openvino().__version__
+    except WaferVLMError as error:
+        yield Check("openvino", State.LOOK, str(error))
+    else:
+        yield Check("openvino", State.OK, version.partition("-")[0])
+
+
+def _tensorrt() -> Iterator[Check]:
+    """What engines need; nothing is said of it where none of it is installed."""
+    from wafervlm.runtimes.cuda import find_gpu
+    from wafervlm.runtimes.tensorrt_package import INSTALL, import_library
+
+    names = [name for name in INSTALL if importlib.util.find_spec(name)]
+    for name in names:
+        try:
+            library = import_library(name)
+        except WaferVLMError as error:
+            yield Check(name, State.LOOK, str(error))
+        else:
+            yield Check(name, State.OK, library.version)
+    if names or installed("cuda-bindings"):
+        try:
+            gpu = find_gpu()
+        except WaferVLMError as error:
+            yield Check("gpu", State.LOOK, str(error), "engines can be built ahead of time, not run")
+        else:
+            found = f"{gpu.name}, compute capability {gpu.compute_capability}, {gpu.memory / 1e9:.0f} GB"
+            yield Check("gpu", State.OK, f"{found}, driver for CUDA {gpu.driver}")
 
 
 def _bundle() -> Iterator[Check]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from wafervlm.errors import LockError, ManifestError, SchemaVersionError
 from wafervlm.task import Task
+from wafervlm.words.section import Words
 
 SCHEMA_VERSION = 1
 MAX_MANIFEST_BYTES = 4 << 20
@@ -60,7 +61,8 @@ class Manifest:
     ``verify_tolerance`` is how far the deployed graph's label log-probabilities may lie from the golden
     maps' reference. ``provenance`` holds one table for each stage that made the bundle, ``parity`` the
     figures measured at export, ``citations`` what must be cited with the data behind the model.
-    ``write_manifest`` fills ``files``.
+    ``words`` says how text is generated, None where the bundle only classifies. ``write_manifest`` fills
+    ``files``.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Manifest:
     provenance: tuple[Mapping[str, Any], ...] = ()
     parity: Mapping[str, float] = field(default_factory=dict)
     citations: tuple[str, ...] = ()
+    words: Words | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -95,6 +98,7 @@ class Manifest:
             "provenance": [dict(stage) for stage in self.provenance],
             "parity": dict(self.parity),
             "citations": list(self.citations),
+            **({} if self.words is None else {"words": self.words.to_dict()}),
         }
         try:
             return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -110,7 +114,7 @@ class Manifest:
         Raises ManifestError (not JSON, too large, unknown or missing key, wrong type or range),
         SchemaVersionError and LockError.
         """
-        values = _loads(data, where)
+        values = read_json(data, where)
         version: Any = values.get("schema_version")
         if not _is(version, int):
             raise ManifestError(
@@ -154,12 +158,13 @@ _TASK_TEXTS = ("name", "prompt", "order", "answer_prefix", "answer_suffix")
 
 
 def _manifest(values: dict[str, Any], where: str) -> Manifest:
-    _check_table(values, _MANIFEST_KEYS, where)
+    # Bundles without words do not mention them.
+    check_table({key: value for key, value in values.items() if key != "words"}, _MANIFEST_KEYS, where)
     _check_items(values["provenance"], dict, f"provenance of {where}")
     _check_items(values["citations"], str, f"citations of {where}")
     _check_items(list(values["parity"].values()), float, f"parity of {where}")
-    _check_range(values["temperature"] > 0, "temperature", values["temperature"], "greater than 0", where)
-    _check_range(
+    check_range(values["temperature"] > 0, "temperature", values["temperature"], "greater than 0", where)
+    check_range(
         values["verify_tolerance"] >= 0, "verify_tolerance", values["verify_tolerance"], "0 or more", where
     )
     task = _task(values["task"], where)
@@ -176,36 +181,37 @@ def _manifest(values: dict[str, Any], where: str) -> Manifest:
         graph=_graph(values["graph"], where),
         temperature=float(values["temperature"]),
         verify_tolerance=float(values["verify_tolerance"]),
-        files=tuple(_file(entry, where) for entry in values["files"]),
+        files=tuple(file_entry(entry, where) for entry in values["files"]),
         provenance=tuple(values["provenance"]),
         citations=tuple(values["citations"]),
+        words=None if "words" not in values else Words.from_dict(values["words"], where),
     )
 
 
 def _graph(values: dict[str, Any], where: str) -> Graph:
     # Bundles from before there was a choice do not say it.
     values = {"vision": "float32", **values}
-    _check_table(values, _GRAPH_KEYS, f"graph of {where}")
+    check_table(values, _GRAPH_KEYS, f"graph of {where}")
     graph = Graph(**values)
-    _check_range(graph.precision in PRECISIONS, "precision", graph.precision, f"one of {PRECISIONS}", where)
+    check_range(graph.precision in PRECISIONS, "precision", graph.precision, f"one of {PRECISIONS}", where)
     level = graph.accuracy_level
-    _check_range(level in ACCURACY_LEVELS, "accuracy_level", level, f"one of {ACCURACY_LEVELS}", where)
-    _check_range(graph.vision in VISIONS, "vision", graph.vision, f"one of {VISIONS}", where)
+    check_range(level in ACCURACY_LEVELS, "accuracy_level", level, f"one of {ACCURACY_LEVELS}", where)
+    check_range(graph.vision in VISIONS, "vision", graph.vision, f"one of {VISIONS}", where)
     group = graph.group_size
     fits = (
         group is None if graph.precision == "float32" else group is not None and _is(group, int) and group > 0
     )
-    _check_range(fits, "group_size", group, "a number of weights, or null for float32", where)
+    check_range(fits, "group_size", group, "a number of weights, or null for float32", where)
     return graph
 
 
-def _file(values: object, where: str) -> FileEntry:
+def file_entry(values: object, where: str) -> FileEntry:
     if not isinstance(values, dict):
         raise ManifestError(f"files of {where} holds {values!r} where it must hold tables")
-    _check_table(values, _FILE_KEYS, f"files of {where}")
+    check_table(values, _FILE_KEYS, f"files of {where}")
     entry = FileEntry(**values)
-    _check_range(entry.size >= 0, "size", entry.size, "0 or more", where)
-    _check_range(_SHA256.fullmatch(entry.sha256) is not None, "sha256", entry.sha256, "64 hex digits", where)
+    check_range(entry.size >= 0, "size", entry.size, "0 or more", where)
+    check_range(_SHA256.fullmatch(entry.sha256) is not None, "sha256", entry.sha256, "64 hex digits", where)
     return entry
 
 
@@ -228,7 +234,7 @@ def _task(values: dict[str, Any], where: str) -> Task:
     return task
 
 
-def _loads(data: bytes, where: str) -> dict[str, Any]:
+def read_json(data: bytes, where: str) -> dict[str, Any]:
     if len(data) > MAX_MANIFEST_BYTES:
         raise ManifestError(f"{where} is larger than {MAX_MANIFEST_BYTES >> 20} MiB, which no manifest is")
     try:
@@ -236,7 +242,7 @@ def _loads(data: bytes, where: str) -> dict[str, Any]:
             data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
         )
     except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{where} is not valid JSON: {error}; copy the bundle again") from None
+        raise ManifestError(f"{where} is not valid JSON: {error}; copy it again, or make it anew") from None
     if not isinstance(values, dict):
         raise ManifestError(f"{where} must hold one JSON object")
     return values
@@ -261,7 +267,7 @@ def _is(value: object, kind: type) -> bool:
     return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 
-def _check_table(values: Mapping[str, Any], kinds: Mapping[str, type], where: str) -> None:
+def check_table(values: Mapping[str, Any], kinds: Mapping[str, type], where: str) -> None:
     for key in values:
         if key not in kinds:
             raise ManifestError(f"{where} has the unknown key {key!r}; known are {', '.join(kinds)}")
@@ -286,6 +292,6 @@ def _check_items(values: list[Any], kind: type, what: str) -> None:
             )
 
 
-def _check_range(good: bool, key: str, value: object, should: str, where: str) -> None:
+def check_range(good: bool, key: str, value: object, should: str, where: str) -> None:
     if not good:
         raise ManifestError(f"{key} in {where} is {value!r}; it must be {should}")

@@ -109,11 +109,34 @@ def test_what_cannot_be_read_has_an_error_and_the_rest_go_on(tmp_path: Path, waf
         "g.npz#0": "is 3x3 and has 5 dies",
         "h.npz#0": "do not fit together",
         "h.npz#1": "do not fit together",
-        "x": "2x2 and has 3 dies",
+        "x": "rows of one length",
         "y": "dies",
     }.items():
         assert why in said.pop(name)
     assert not said
+
+
+def test_odd_columns_and_arrays_end_in_the_rows_error(tmp_path: Path) -> None:
+    """Whatever types a file has: nothing else may come out of reading it."""
+    uneven = [[1, 1], [1, 1, 1], [2]]  # as many dies as three rows of two
+    columns = {
+        "a": {"dies": [uneven]},
+        "b": {"dies": ["text"]},
+        "c": {"dies": [[1] * 9], "height": ["3"], "width": ["x"]},
+        "d": {"dies": [[1] * 9], "height": [-3], "width": [-3]},
+        "e": {"dies": [7], "height": [1], "width": [1]},
+        "f": {"dies": [uneven], "height": [2], "width": [3]},
+        "g": {"dies": [b"123456789"], "height": [3], "width": [None]},
+    }
+    for name, table in columns.items():
+        pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / f"{name}.parquet")
+    flat, text = np.ones(9, np.uint8), np.array(["x", "y"])
+    np.savez(tmp_path / "h.npz", maps=flat, offsets=text, heights=[3], widths=[3])
+    np.savez(tmp_path / "i.npz", maps=flat, offsets=[0, 9], heights=[-3], widths=[-3])
+    np.savez(tmp_path / "j.npz", maps=flat, offsets=[0, 9], heights=[[3]], widths=[[3]])
+    found = everything(find_archive([tmp_path]), 4)
+    assert [each.id[0] for each in found] == [*columns, "h", "i", "j"]
+    assert all(each.wafer is None and each.error for each in found)
 
 
 def test_bins_map_codes_everywhere(tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def test_files_that_do_not_belong(bundle: Bundle, folder: Path) -> None:
     [
         ({"schema_version": 2}, SchemaVersionError, "upgrade"),
         ({"schema_version": "1"}, ManifestError, "schema_version"),
+        ({"schema_version": 0}, ManifestError, "schema_version"),
         ({"builder": "torch"}, ManifestError, "builder"),
         ({"precision": "fp8"}, ManifestError, "precision"),
         ({"max_batch": 0}, ManifestError, "max_batch"),
@@ -187,7 +188,7 @@ def test_a_verification_made_at_the_build_counts(bundle: Bundle, tmp_path: Path)
 
 def test_a_damaged_record_is_an_error_not_a_pass(bundle: Bundle, folder: Path) -> None:
     (folder / VERIFIED).write_text("{}")
-    with pytest.raises(ManifestError, match="lacks the key"):
+    with pytest.raises(ManifestError, match="lacks the key.*remove .*run wafervlm verify --engine"):
         open_engine(folder, bundle).verified_at(HERE)
 
 
@@ -201,6 +202,23 @@ def test_a_folder_that_cannot_be_written_keeps_no_record(
     opened = open_engine(folder, bundle)
     assert not opened.record(verification(opened))
     assert names(folder) == ["manifest.json", ENGINE_FILE]
+
+
+def test_what_a_killed_verify_left_is_in_no_ones_way(bundle: Bundle, folder: Path) -> None:
+    (folder / f".{VERIFIED}.77.writing").write_text("{")
+    assert open_engine(folder, bundle).read() == BYTES
+    check_output(folder)
+
+
+def test_a_file_that_is_no_plain_one_is_not_read(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_bytes(BYTES)
+    (folder / ENGINE_FILE).unlink()
+    (folder / ENGINE_FILE).hardlink_to(tmp_path / "outside")
+    with pytest.raises(FileSetError, match="hard link"):
+        open_engine(folder, bundle).read()
+    (folder / VERIFIED).symlink_to(folder / "manifest.json")
+    with pytest.raises(FileSetError, match="symbolic link; engine folders"):
+        open_engine(folder, bundle).verified_at(HERE)
 
 
 def test_writing_replaces_an_engine_whole(bundle: Bundle, folder: Path) -> None:

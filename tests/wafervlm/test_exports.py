@@ -16,6 +16,7 @@ PUBLIC = [
     "ClosedError",
     "ConfigError",
     "DatasetError",
+    "Description",
     "DigestError",
     "FileFormatError",
     "FileSetError",

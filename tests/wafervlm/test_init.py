@@ -112,7 +112,7 @@ def test_loads_within_a_second(shared_toy_bundle: Path, which: str) -> None:
 
 
 def test_public_names_are_these() -> None:
-    nouns = {"load", "WaferVLM", "WaferMap", "Prediction", "Task"}
+    nouns = {"load", "WaferVLM", "WaferMap", "Prediction", "Description", "Task"}
     raised = {
         name
         for name, value in vars(wafervlm.errors).items()

@@ -71,7 +71,9 @@ def test_threads_that_cannot_be_meant(shared_toy_bundle: Path, threads: object) 
 
 
 def test_unknown_runtime_and_device(shared_toy_bundle: Path) -> None:
-    with pytest.raises(UsageError, match="no runtime 'torch'; known are onnx"):
+    with pytest.raises(
+        UsageError, match="no runtime 'torch'; known are auto, onnx, onnx-cuda, openvino, tensorrt"
+    ):
         open_runtime("torch", open_bundle(shared_toy_bundle))
     with pytest.raises(UsageError, match="no device 'tpu'.*cpu, cuda"):
         open_runtime("onnx", open_bundle(shared_toy_bundle), device="tpu")

@@ -176,5 +176,10 @@ def test_scores_begun_otherwise_are_not_gone_on_with(
     (archive / "01.npy").unlink()
     with pytest.raises(UsageError, match=r"begun otherwise \(archive, maps changed\)"):
         score_archive([archive], out, ScoreConfig(toy_bundle))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
     with pytest.raises(UsageError, match="is not empty"):
-        score_archive([archive], archive, ScoreConfig(toy_bundle))
+        score_archive([archive], tmp_path / "full", ScoreConfig(toy_bundle))
+    for inside in (archive, archive / "scores"):
+        with pytest.raises(UsageError, match="lies in the archive"):
+            score_archive([archive], inside, ScoreConfig(toy_bundle))

@@ -216,7 +216,7 @@ def test_a_toy_bundle_becomes_an_engine_folder(
     built = open_engine(out, toy)
     assert len(built.read()) == built.manifest.file.size > 1000
     assert cli.main(command) == 0
-    assert "nothing to do" in capsys.readouterr().err
+    assert "it is not built again" in capsys.readouterr().err
     assert cli.main(["predict", "map.npy", "--bundle", str(toy.path), "--engine", str(out)]) in (2, 3, 4)
 
 
@@ -342,8 +342,10 @@ def test_what_no_engine_is_built_from(toy: Bundle) -> None:
     with pytest.raises(UsageError, match=r"int4 weights.*7\.5.*wafervlm export MERGED"):
         check_buildable(manifest_of(toy, []), "bf16", ("8.6", "7.5"))
     whole = manifest_of(toy, [], precision="float32", group_size=None)
-    with pytest.raises(UsageError, match=r"7\.5 has no bf16"):
-        check_buildable(whole, "bf16", ("7.5",))
+    room = manifest_of(toy, [50.9], precision="float32", group_size=None)
+    for manifest, precision in ((whole, "bf16"), (room, "fp16")):
+        with pytest.raises(UsageError, match=r"7\.5 has no bf16.*--precision fp32"):
+            check_buildable(manifest, precision, ("7.5",))
     check_buildable(whole, "fp32", ("7.5",))
     with pytest.raises(UsageError, match="no precision 'int8'"):
         check_buildable(whole, "int8", ())

@@ -41,6 +41,7 @@ from wafervlm.errors import (
     VerificationError,
 )
 from wafervlm.golden import read_golden
+from wafervlm.render import render
 from wafervlm.runtimes import open_runtime
 from wafervlm.runtimes.cuda import DeviceLost
 from wafervlm.runtimes.tensorrt_package import Messages
@@ -112,6 +113,25 @@ def test_a_pass_that_cannot_be_captured_runs_without(
     for _ in range(3):
         np.testing.assert_array_equal(runtime.run(images(1)), [FLAT])
     assert ("cannot be captured" in caplog.text) is (machine.builder == "tensorrt")
+
+
+def test_what_was_recorded_of_a_pass_that_failed_is_freed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if machine.builder == "tensorrt_rtx":
+        pytest.skip("it captures by itself")
+    runtime, execute = machine.open(), machine.context.execute_async_v3
+    monkeypatch.setattr(
+        machine.context, "execute_async_v3", lambda s: machine.context.executed != 1 and execute(s)
+    )
+    runtime.run(images(1))
+    machine.context.executed = 1
+    with pytest.raises(ProviderError, match="could not run"):
+        runtime.run(images(1))
+    calls = machine.cuda.calls
+    assert calls.count("cudaGraphInstantiate") == calls.count("cudaGraphExecDestroy") == 1
+    machine.context.executed = 0
+    np.testing.assert_array_equal(runtime.run(images(1)), [FLAT])
 
 
 def test_more_images_than_the_profile_takes(machine: Machine) -> None:
@@ -253,7 +273,9 @@ def test_closing_frees_everything_once(machine: Machine) -> None:
         runtime.run(images(1))
 
 
-def test_the_runtime_cache_is_kept_and_taken_again(machine: Machine, tmp_path: Path) -> None:
+def test_the_runtime_cache_is_kept_and_taken_again(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "cache"
     if machine.builder == "tensorrt":
         with pytest.raises(UsageError, match="for engines of tensorrt_rtx"):
@@ -262,8 +284,13 @@ def test_the_runtime_cache_is_kept_and_taken_again(machine: Machine, tmp_path: P
     machine.open(runtime_cache=folder).run(images(1))
     (kept,) = folder.iterdir()
     assert kept.read_bytes() == b"kernels"
-    machine.open(runtime_cache=folder)
+    runtime = machine.open(runtime_cache=folder)
     assert FakeKernels.taken == b"kernels"
+    with monkeypatch.context() as patch:
+        for count, data in ((1, b"kernels"), (3, b"more kernels")):
+            patch.setattr(FakeKernels, "serialize", lambda _, data=data: data)
+            runtime.run(images(count))
+            assert kept.read_bytes() == data
     kept.write_bytes(b"of another driver")
     machine.open(runtime_cache=folder).run(images(1))
     assert kept.read_bytes() == b"kernels"
@@ -307,6 +334,49 @@ def test_scores_that_are_off_are_not_recorded(machine: Machine) -> None:
     assert not (machine.folder / "verified.json").exists()
 
 
+@pytest.mark.parametrize("wrong", [1, 2])
+def test_one_wafer_and_many_must_both_come_out(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, wrong: int
+) -> None:
+    """Each batch size may have kernels of its own: ``wrong`` is 1 for those of one image, 2 for the rest."""
+    from wafervlm.runtimes.tensorrt import TensorRTRuntime
+
+    good_answers(machine, monkeypatch)
+    good = TensorRTRuntime.run
+
+    def answer(self: Any, given: Any, deadline: float | None = None) -> Any:
+        right = good(self, given, deadline)
+        return np.tile(FLAT, (len(given), 1)) if min(len(given), 2) == wrong else right
+
+    monkeypatch.setattr(TensorRTRuntime, "run", answer)
+    with pytest.raises(VerificationError, match="does not reproduce the golden maps"):
+        wafervlm.model.verify(machine.bundle.path, engine=machine.folder)  # type: ignore[attr-defined]
+
+
+def test_an_engine_that_stands_is_verified_where_its_gpu_is(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Built ahead of time, or on another GPU of the same compute capability."""
+    if machine.builder == "tensorrt_rtx":
+        pytest.skip("which capabilities it builds for is not in the stand-in")
+    weights = machine.bundle.manifest.graph.precision
+    manifest = replace(read_manifest(machine.folder), compute_capabilities=("8.9",), weights=weights)
+    write_engine_manifest(machine.folder, manifest)
+    command = ["engine", "--bundle", str(machine.bundle.path), "--target", "tensorrt"]
+    command += ["-o", str(machine.folder), "--json"]
+    assert cli.main(command) == VerificationError.exit_code
+    good_answers(machine, monkeypatch)
+    capsys.readouterr()
+    for ran in (True, False):
+        assert cli.main(command) == 0
+        told = capsys.readouterr()
+        assert ("running the golden maps" in told.err) is ran
+        assert "it is not built again" in told.err and "next: wafervlm predict" in told.err
+        assert '"label_agreement": 1.0' in told.out
+    with wafervlm.load(machine.bundle.path, engine=machine.folder) as model:
+        assert model.runtime == "tensorrt"
+
+
 def test_long_lists_are_cut_to_what_the_engine_takes(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, wafers: list[WaferMap]
 ) -> None:
@@ -327,7 +397,7 @@ def test_auto_takes_the_engine_where_it_can_run_and_says_why_not_elsewhere(
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     path = machine.bundle.path
     with wafervlm.load(path, runtime="auto", engine=machine.folder) as model:
-        assert model.runtime == "tensorrt (the engine was built for Fake GPU (compute capability 8.9))"
+        assert model.runtime == "tensorrt (the engine runs on Fake GPU (compute capability 8.9))"
     machine.cuda.capability = (7, 5)
     with wafervlm.load(path, runtime="auto", engine=machine.folder, threads=1) as model:
         assert model.runtime.startswith("onnx (not tensorrt: engine")
@@ -335,14 +405,15 @@ def test_auto_takes_the_engine_where_it_can_run_and_says_why_not_elsewhere(
 
 
 def good_answers(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the canned scores be the golden maps' own, row by row, as their images come."""
+    """Have the scores be the golden maps' own, by their images."""
     from wafervlm.runtimes.tensorrt import TensorRTRuntime
 
-    reference = read_golden(machine.bundle).reference
+    golden, spec = read_golden(machine.bundle), machine.bundle.manifest.task.render
+    scores = {render(w, spec).tobytes(): row for w, row in zip(golden.maps, golden.reference, strict=True)}
     run = TensorRTRuntime.run
 
     def answer(self: Any, given: Any, deadline: float | None = None) -> Any:
         run(self, given, deadline)
-        return reference[: len(given)]
+        return np.stack([scores[image.tobytes()] for image in given])
 
     monkeypatch.setattr(TensorRTRuntime, "run", answer)

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wafervlm.errors import MissingDependencyError, ProviderError, ResourceError, WaferVLMError
+from wafervlm.errors import (
+    MissingDependencyError,
+    ProviderError,
+    ResourceError,
+    SetupError,
+    WaferVLMError,
+)
 
 INSTALL = "pip install cuda-bindings"
 
@@ -35,7 +41,8 @@ class DeviceLost(ProviderError):
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """The GPU that is there: name, compute capability as in "8.9", and the CUDA version its driver serves."""
+    """The GPU that is there: name, compute capability as in "8.9", the CUDA version that its driver serves,
+    and its memory in bytes."""
 
     name: str
     compute_capability: str
@@ -188,8 +195,10 @@ class Stream:
         for function, handle in [*calls, ("cudaStreamDestroy", self.handle)]:
             try:
                 self._cuda.call(function, handle)
-            except ProviderError:
+            except DeviceLost:
                 return
+            except SetupError:
+                continue
 
     def _copy(self, to: int, source: int, size: int, kind: str) -> None:
         way = self._cuda.constant("cudaMemcpyKind", kind)

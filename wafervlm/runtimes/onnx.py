@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,6 @@ from numpy.typing import NDArray
 from wafervlm.bundle import Bundle
 from wafervlm.errors import (
     ClosedError,
-    LockError,
-    ManifestError,
     MissingDependencyError,
     PredictionTimeout,
     ProviderError,
@@ -27,10 +26,12 @@ from wafervlm.errors import (
     WaferVLMError,
 )
 from wafervlm.render import RgbImage
+from wafervlm.runtimes.contract import Port, check_contract
 
 log = logging.getLogger(__name__)
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 INSTALL = {
     "cpu": "pip install 'wafervlm[cpu]'",
     "cuda": "pip uninstall onnxruntime, then pip install 'wafervlm[gpu]'",
@@ -39,6 +40,8 @@ INSTALL = {
 
 class OnnxRuntime:
     """One ONNX Runtime session over a bundle's graph; see ``wafervlm.runtimes.Runtime``."""
+
+    max_batch: int | None = None
 
     def __init__(
         self,
@@ -54,9 +57,10 @@ class OnnxRuntime:
         self._one_by_one = graph.vision == "int8"
         level = graph.accuracy_level if accuracy_level is None else accuracy_level
         self._ort = import_onnxruntime()
-        options = session_options(self._ort, bundle, threads=threads, accuracy_level=level)
-        self._session: Any = _open_session(self._ort, bundle, options, device)
-        _check_contract(self._session, bundle)
+        self._session: Any = open_session(
+            bundle, graph.file, device=device, threads=threads, accuracy_level=level
+        )
+        check_contract(bundle, _ports(self._session.get_inputs()), _ports(self._session.get_outputs()))
 
     def run(self, images: RgbImage, deadline: float | None = None) -> NDArray[np.float32]:
         session = self._session
@@ -72,7 +76,7 @@ class OnnxRuntime:
                     raise PredictionTimeout(
                         "the prediction was stopped at its timeout; allow it more time"
                     ) from None
-                raise _run_error(error, len(parts[0])) from error
+                raise run_error(error, f"{len(parts[0])} images at once; pass fewer at a time") from error
         return np.concatenate(scores)
 
     def close(self) -> None:
@@ -120,15 +124,19 @@ def import_onnxruntime() -> Any:
     return ort
 
 
-def _open_session(ort: Any, bundle: Bundle, options: Any, device: str) -> Any:
+def open_session(bundle: Bundle, file: str, *, device: str, threads: int | None, accuracy_level: int) -> Any:
+    """A session over the graph ``file`` of a bundle. Raises ProviderError, MissingDependencyError,
+    ResourceError and UsageError."""
+    ort = import_onnxruntime()
     provider = _provider(ort, device)
+    options = session_options(ort, bundle, threads=threads, accuracy_level=accuracy_level)
     # The digest is of these very bytes, so no one can exchange the file after it was checked.
-    data = bundle.read(bundle.manifest.graph.file)
+    data = bundle.read(file)
     started = time.perf_counter()
     try:
         session = ort.InferenceSession(data, sess_options=options, providers=[provider])
     except Exception as error:
-        raise _load_error(ort, bundle, error) from None
+        raise _load_error(ort, bundle.path / file, error) from None
     # ONNX Runtime falls back to the CPU with a mere warning.
     if provider not in session.get_providers():
         raise ProviderError(
@@ -136,7 +144,9 @@ def _open_session(ort: Any, bundle: Bundle, options: Any, device: str) -> Any:
             f"check the driver, or {INSTALL[device]}"
         )
     session.disable_fallback()
-    log.debug("opened %s on %s in %.0f ms", bundle.path, provider, 1e3 * (time.perf_counter() - started))
+    log.debug(
+        "opened %s on %s in %.0f ms", bundle.path / file, provider, 1e3 * (time.perf_counter() - started)
+    )
     return session
 
 
@@ -152,35 +162,18 @@ def _provider(ort: Any, device: str) -> str:
     return provider
 
 
-def _check_contract(session: Any, bundle: Bundle) -> None:
-    """Refuse a graph that does not have the inputs and outputs that its manifest and task ask for."""
-    graph, task = bundle.manifest.graph, bundle.manifest.task
-    where = bundle.path / graph.file
-    inputs = {item.name: (item.type, item.shape) for item in session.get_inputs()}
-    outputs = {item.name: (item.type, item.shape) for item in session.get_outputs()}
-    if list(inputs) != [graph.input] or graph.output not in outputs:
-        raise ManifestError(
-            f"{where} has inputs {list(inputs)} and outputs {list(outputs)}, and the manifest names "
-            f"{graph.input!r} and {graph.output!r}; export the bundle again"
+def _ports(items: Any) -> dict[str, Port]:
+    """The inputs or outputs of a session; a dynamic size has a name there, and no number."""
+    return {
+        item.name: Port(
+            TYPES.get(item.type, item.type),
+            [size if isinstance(size, int) else None for size in item.shape],
         )
-    (input_type, input_shape), (output_type, output_shape) = inputs[graph.input], outputs[graph.output]
-    if (input_type, output_type) != ("tensor(uint8)", "tensor(float)") or not isinstance(input_shape[0], str):
-        raise ManifestError(
-            f"{where} takes {input_type} {input_shape} and gives {output_type}; it must take uint8 with a "
-            "dynamic batch and give float32; export the bundle again"
-        )
-    for what, has, wants in (
-        ("takes images", input_shape[1:], [task.render.height, task.render.width, 3]),
-        ("gives scores", output_shape[1:], [len(task.labels)]),
-    ):
-        if has != wants:
-            raise LockError(
-                f"{where} {what} of shape {has} and its task asks for {wants}; export the bundle again"
-            )
+        for item in items
+    }
 
 
-def _load_error(ort: Any, bundle: Bundle, error: Exception) -> WaferVLMError:
-    where = bundle.path / bundle.manifest.graph.file
+def _load_error(ort: Any, where: Path, error: Exception) -> WaferVLMError:
     if _is_memory(error):
         return ResourceError(
             f"not enough memory to open {where}; close other programs or take a smaller bundle"
@@ -191,9 +184,10 @@ def _load_error(ort: Any, bundle: Bundle, error: Exception) -> WaferVLMError:
     )
 
 
-def _run_error(error: Exception, batch: int) -> WaferVLMError:
+def run_error(error: Exception, what: str) -> WaferVLMError:
+    """The error of ours that stands for what a session raised while it ran ``what``."""
     if _is_memory(error):
-        return ResourceError(f"not enough memory to run {batch} images at once; pass fewer at a time")
+        return ResourceError(f"not enough memory to run {what}")
     return ProviderError(f"ONNX Runtime could not run the graph: {_first_line(error)}")
 
 

@@ -23,6 +23,7 @@ from wafervlm.engine_manifest import Place
 from wafervlm.errors import (
     ClosedError,
     ManifestError,
+    MissingDependencyError,
     PredictionTimeout,
     ProviderError,
     ResourceError,
@@ -48,9 +49,13 @@ def find_place(engine: Engine, bundle: Bundle) -> Place:
     """Where ``engine`` would run. Raises MissingDependencyError and ProviderError where it cannot: without
     its package in its version, without a GPU, or on one that it was not built for."""
     manifest = engine.manifest
-    library = import_library(manifest.builder)
     again = build_command(engine.path, bundle.path)
     built = f"engine {engine.path} was built by {manifest.builder} {manifest.builder_version}"
+    try:
+        library = import_library(manifest.builder)
+    except MissingDependencyError as error:
+        wanted = f"{_distribution(manifest.builder)}=={manifest.builder_version}"
+        raise MissingDependencyError(f"{built}, and only {wanted} can load it; {error}") from None
     if library.version != manifest.builder_version:
         raise ProviderError(
             f"{built}, and here is {library.version}, which cannot load it; build it again: {again}, or "
@@ -123,7 +128,7 @@ class TensorRTRuntime:
             if deadline is not None and not stream.wait_until(deadline):
                 raise PredictionTimeout("the prediction was stopped at its timeout; allow it more time")
             stream.download(self._output, scores)
-            self._cache.keep()
+            self._cache.keep(len(images))
         return scores
 
     def close(self) -> None:
@@ -178,12 +183,8 @@ class TensorRTRuntime:
     def _capture(self, stream: Stream) -> bool:
         """Capture the pass and run it; False where it cannot be captured."""
         batch = self._captured.batch
-        stream.begin_capture()
         try:
-            try:
-                self._execute(stream)
-            finally:
-                graph = stream.end_capture()
+            graph = self._recorded(stream)
         except DeviceLost:
             raise
         except SetupError as error:
@@ -195,6 +196,18 @@ class TensorRTRuntime:
         self._captured.graph = graph
         stream.launch(graph)
         return True
+
+    def _recorded(self, stream: Stream) -> int:
+        """The pass as a graph that ``launch`` takes."""
+        stream.begin_capture()
+        try:
+            self._execute(stream)
+        except BaseException:
+            # A stream that goes on recording would run nothing.
+            with contextlib.suppress(SetupError):
+                stream.forget(stream.end_capture())
+            raise
+        return stream.end_capture()
 
     def _set_shape(self, stream: Stream, batch: int) -> None:
         good = self._context.set_input_shape(self._input, (batch, *self._sides))

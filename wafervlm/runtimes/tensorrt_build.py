@@ -89,8 +89,11 @@ def check_buildable(manifest: Manifest, precision: str, capabilities: tuple[str,
             "compute capability 7.5; leave 7.5 out, or export the full-precision checkpoint: wafervlm "
             "export MERGED -o BUNDLE"
         )
-    if "7.5" in capabilities and precision == "bf16":
-        raise UsageError("compute capability 7.5 has no bf16; leave 7.5 out, or take --precision fp32")
+    if "7.5" in capabilities and precision != "fp32":
+        raise UsageError(
+            "compute capability 7.5 has no bf16, which with fp16 too the vision tower computes in; leave 7.5 "
+            "out, or take --precision fp32"
+        )
     if precision == "fp16":
         _check_fp16(manifest)
 

@@ -32,6 +32,7 @@ class KernelCache:
         self._path = folder / f"{name}.cache" if folder else None
         self._cache: IRuntimeCache | None = None
         self._known = b""
+        self._batches: set[int] = set()
 
     def fill(self, make: Callable[[], IRuntimeCache]) -> IRuntimeCache | None:
         """A cache with what is kept, None where the user names no folder."""
@@ -45,11 +46,13 @@ class KernelCache:
             self._known = b""
         return cache
 
-    def keep(self) -> None:
-        """Write what was compiled since, once for a start; a folder that cannot be written is a warning."""
-        path, cache, self._cache = self._path, self._cache, None
-        if path is None or cache is None:
+    def keep(self, batch: int) -> None:
+        """Write what was compiled for ``batch`` images, each size once; a folder that cannot be written is a
+        warning, and not tried again."""
+        path, cache = self._path, self._cache
+        if path is None or cache is None or batch in self._batches:
             return
+        self._batches.add(batch)
         data = bytes(memoryview(cast(bytes, cache.serialize())))
         if data == self._known:
             return
@@ -58,5 +61,7 @@ class KernelCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             beside.write_bytes(data)
             beside.replace(path)
+            self._known = data
         except OSError as error:
+            self._cache = None
             log.warning("the runtime cache %s cannot be kept: %s", path, error)

@@ -1,0 +1,118 @@
+"""``wafervlm benchmark --latency`` is of the station: it runs where there is no workshop."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import wafervlm
+from wafervlm import cli
+from wafervlm.latency import PARTS
+
+ROOT = Path(wafervlm.__file__).parents[1]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """The package alone, as a wheel installs it."""
+    site = tmp_path / "site-packages"
+    shutil.copytree(ROOT / "wafervlm", site / "wafervlm", ignore=shutil.ignore_patterns("__pycache__"))
+    return site
+
+
+def ask(site: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r})\n"
+        "from wafervlm.cli import main; code = main(sys.argv[1:])\n"
+        "heavy = {'torch', 'train', 'benchmarks', 'psutil', 'scipy'} & set(sys.modules)\n"
+        "print(*heavy, file=sys.stderr); sys.exit(code)"
+    )
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code, *map(str, arguments)],
+        cwd=site,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_bundle_is_timed_where_there_is_no_workshop(bare: Path, toy_bundle: Path) -> None:
+    arguments = ("--bundle", toy_bundle, "--threads", 1, "--calls", 30, "--batch", 4)
+    done = ask(bare, "benchmark", "--latency", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "", "nothing of the workshop is imported"
+    *people, last = done.stdout.splitlines()
+    summary = json.loads(last)
+    assert summary["runtime"] == "onnx"
+    assert summary["threads"] == 1
+    assert [(timed["batch"], timed["calls"]) for timed in summary["latency"]] == [(1, 30), (4, 10)]
+    for timed in summary["latency"]:
+        figures = timed["ms"]
+        assert set(figures) == set(PARTS)
+        assert figures["total"]["minimum"] <= figures["total"]["p50"] <= figures["total"]["p99"]
+        parts = sum(figures[part]["mean"] for part in ("read", "render", "run"))
+        assert 0 < parts <= figures["total"]["mean"]
+        assert timed["wafers_per_second"] == pytest.approx(1e3 * timed["batch"] / figures["total"]["mean"])
+    size = sum(path.stat().st_size for path in toy_bundle.iterdir()) / 2**20
+    assert summary["disk_mib"] == pytest.approx(size)
+    assert summary["load_ms"] > 0
+    assert 20 < summary["peak_mib"] < 2000
+    assert summary["machine"]["versions"]["numpy"] == np.__version__
+    assert any(line.startswith("one wafer, 30 calls") for line in people)
+
+
+def test_json_prints_nothing_else(
+    toy_bundle: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "maps").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "maps"))
+    arguments = ["--bundle", str(toy_bundle), "--calls", "5", "--threads", "1", "--json"]
+    assert cli.main(["benchmark", "--latency", *arguments]) == 0
+    said = capsys.readouterr()
+    (line,) = said.out.splitlines()
+    assert [timed["batch"] for timed in json.loads(line)["latency"]] == [1]
+    assert "calls" in said.err
+    assert not list((tmp_path / "maps").iterdir()), "the maps are removed"
+
+
+def test_the_runtime_is_chosen(toy_bundle: Path, capsys: Capture) -> None:
+    pytest.importorskip("openvino")
+    arguments = ["--bundle", str(toy_bundle), "--calls", "5", "--threads", "1", "--runtime", "openvino"]
+    assert cli.main(["benchmark", "--latency", *arguments]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["runtime"].startswith("openvino")
+
+
+def test_without_it_a_bare_package_says_what_to_install(bare: Path) -> None:
+    done = ask(bare, "benchmark", "--bundle", "bundle", "--reference", "merged")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "pip install -e '.[workshop]'" in done.stderr
+
+
+def test_help_shows_it(bare: Path, capsys: Capture) -> None:
+    assert "--latency" in ask(bare, "benchmark", "--help").stdout
+    assert cli.main(["benchmark", "--latency", "--help"]) == 0
+    assert "--runtime" in capsys.readouterr().out
+    assert cli.main(["--help"]) == 0
+    assert "(--latency)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_workshops_help_shows_it(capsys: Capture) -> None:
+    pytest.importorskip("benchmarks.commands")
+    assert cli.main(["benchmark", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "--latency" in said
+    assert "--reference" in said
+
+
+def test_what_cannot_be_meant_ends_with_2(toy_bundle: Path, capsys: Capture) -> None:
+    assert cli.main(["benchmark", "--latency", "--bundle", str(toy_bundle), "--reference", "merged"]) == 2
+    assert "--reference" in capsys.readouterr().err
