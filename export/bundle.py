@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -13,10 +14,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from export.external import WeightFile
 from export.parity import check_deployed, check_parity, graph_scores
 from export.temperature import Fit, fit_temperature
+from export.words import WordsContents
 from train.dataset import Sample
-from wafervlm.bundle import EXTERNAL_SUFFIX, GOLDEN, Bundle, Graph, Manifest, open_bundle, write_manifest
+from wafervlm.bundle import EXTERNAL_SUFFIX, GOLDEN, MANIFEST, Bundle, Graph, Manifest, write_manifest
 from wafervlm.golden import Golden, write_golden
 from wafervlm.manifest import Vision
 from wafervlm.render import RgbImage, render
@@ -35,9 +38,11 @@ SINGLE_FILE_BYTES = 1_900_000_000
 class Contents:
     """What goes into a bundle besides what is measured on it: the golden samples with their ``reference``
     (N, L), and the ``tune`` samples for the temperature, of which there may be none. ``build`` makes the
-    graph for what the vision tower is to compute in; the one in float32 must give the reference's scores."""
+    graph for what the vision tower is to compute in; the one in float32 must give the reference's scores.
+    With ``streamed`` weights go to a file beside the graph while it is built; with ``words`` too, since the
+    graphs that generate text read the same ones."""
 
-    build: Callable[[Vision], ir.Model]
+    build: Callable[[Vision, WeightFile | None], ir.Model]
     task: Task
     graph: Graph
     golden: Sequence[Sample]
@@ -45,6 +50,8 @@ class Contents:
     tune: Sequence[Sample]
     provenance: tuple[dict[str, Any], ...]
     citations: tuple[str, ...]
+    streamed: bool = False
+    words: WordsContents | None = None
 
 
 def write_bundle(folder: Path, name: str, contents: Contents) -> Manifest:
@@ -55,7 +62,7 @@ def write_bundle(folder: Path, name: str, contents: Contents) -> Manifest:
     at exact accuracy are not the reference's, or the deployed graph's labels are others on more than a tenth
     of the golden maps.
     """
-    save_model(contents.build("float32"), folder / contents.graph.file)
+    write_graph(contents, "float32", folder)
     maps = tuple(sample.wafer for sample in contents.golden)
     labels = tuple(sample.label for sample in contents.golden)
     write_golden(folder / GOLDEN, Golden(maps, labels, contents.reference.astype(np.float32)))
@@ -68,14 +75,42 @@ def write_bundle(folder: Path, name: str, contents: Contents) -> Manifest:
         verify_tolerance=EXACT_TOLERANCE,
         provenance=contents.provenance,
         citations=contents.citations,
+        words=contents.words.section if contents.words else None,
     )
     # A graph that computes in integers has no exact form: its twin in float32 is judged first, in its place.
-    write_manifest(folder, replace(draft, graph=replace(contents.graph, vision="float32")))
-    parity = _exact_parity(open_bundle(folder), contents)
+    bundle = _written(folder, replace(draft, graph=replace(contents.graph, vision="float32")))
+    images, tune = _images(contents.golden, contents.task), _images(contents.tune, contents.task)
+    # What is deployed exactly is opened once, for golden and tune maps together.
+    logger.info("running the graph at exact accuracy on %d maps", len(images))
+    exact = graph_scores(
+        bundle, images + tune if contents.graph.exact else images, accuracy_level=EXACT_LEVEL
+    )
+    parity = {"exact_max_abs_difference": check_parity(exact[: len(images)], contents.reference)}
+    if contents.words is not None:
+        parity["words_max_abs_difference"] = contents.words.check(bundle, images, contents.reference)
+    if contents.graph.exact:
+        return write_manifest(folder, _measured(bundle.manifest, contents, exact, parity))
     if contents.graph.vision != "float32":
-        save_model(contents.build(contents.graph.vision), folder / contents.graph.file)
-    write_manifest(folder, draft)
-    return write_manifest(folder, _measured(open_bundle(folder), contents, parity))
+        write_graph(contents, contents.graph.vision, folder)
+        bundle = _written(folder, draft)
+    logger.info("running the graph as deployed on %d maps", len(images + tune))
+    deployed = graph_scores(bundle, images + tune, accuracy_level=contents.graph.accuracy_level)
+    return write_manifest(folder, _measured(bundle.manifest, contents, deployed, parity))
+
+
+def write_graph(contents: Contents, vision: Vision, folder: Path) -> None:
+    """Build the graph and write it into ``folder``, its weights first where that is streamed."""
+    path = folder / contents.graph.file
+    if not contents.streamed and contents.words is None:
+        save_model(contents.build(vision, None), path)
+        return
+    with WeightFile(path.with_name(path.name + EXTERNAL_SUFFIX)) as file:
+        models = {path.name: contents.build(vision, file)}
+        if contents.words is not None:
+            models |= contents.words.build(contents.task, vision, file)
+            contents.words.write_tokenizer(folder)
+    for name, model in models.items():
+        ir.save(model, folder / name)
 
 
 def save_model(model: ir.Model, path: Path) -> None:
@@ -86,42 +121,41 @@ def save_model(model: ir.Model, path: Path) -> None:
     ir.save(model, path, external_data=external)
 
 
-def _golden_images(contents: Contents) -> list[RgbImage]:
-    return [render(sample.wafer, contents.task.render) for sample in contents.golden]
+def _written(folder: Path, manifest: Manifest) -> Bundle:
+    """The bundle in ``folder``, which this process wrote a moment ago, so that it need not be checked."""
+    written = write_manifest(folder, manifest)
+    return Bundle(folder, written, hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest())
 
 
-def _exact_parity(bundle: Bundle, contents: Contents) -> float:
-    scores = graph_scores(bundle, _golden_images(contents), accuracy_level=EXACT_LEVEL)
-    return check_parity(scores, contents.reference)
+def _images(samples: Sequence[Sample], task: Task) -> list[RgbImage]:
+    return [render(sample.wafer, task.render) for sample in samples]
 
 
-def _measured(bundle: Bundle, contents: Contents, exact: float) -> Manifest:
-    parity, tolerance = {"exact_max_abs_difference": exact}, EXACT_TOLERANCE
+def _measured(
+    manifest: Manifest, contents: Contents, scores: NDArray[np.float32], parity: dict[str, float]
+) -> Manifest:
+    """``manifest`` with what the ``scores`` of golden and then tune maps, as deployed, come to."""
+    golden, tune = np.split(scores, [len(contents.golden)])
+    tolerance = EXACT_TOLERANCE
     if not contents.graph.exact:
-        deployed = graph_scores(
-            bundle, _golden_images(contents), accuracy_level=contents.graph.accuracy_level
-        )
-        far = check_deployed(deployed, contents.reference)
+        far = check_deployed(golden, contents.reference)
         parity["deployed_max_abs_difference"] = far
         tolerance = max(EXACT_TOLERANCE, TOLERANCE_FACTOR * far)
-    fit = _fit(bundle, contents)
+    fit = _fit(tune, contents)
     if fit is not None:
         parity |= {f"temperature_{name}": value for name, value in fit.figures().items()}
     return replace(
-        bundle.manifest,
+        manifest,
         temperature=fit.temperature if fit else 1.0,
         verify_tolerance=tolerance,
         parity=parity,
     )
 
 
-def _fit(bundle: Bundle, contents: Contents) -> Fit | None:
-    """The temperature fitted on the deployed graph's scores of the tune maps; None without such maps."""
+def _fit(scores: NDArray[np.float32], contents: Contents) -> Fit | None:
+    """The temperature fitted on the deployed graph's ``scores`` of the tune maps; None without such maps."""
     if not contents.tune:
         logger.warning("no tune maps were given: the temperature stays 1, and confidences are not calibrated")
         return None
-    task = contents.task
-    images = [render(sample.wafer, task.render) for sample in contents.tune]
-    scores = graph_scores(bundle, images, accuracy_level=contents.graph.accuracy_level)
-    truth = np.array([task.labels.index(sample.label) for sample in contents.tune])
+    truth = np.array([contents.task.labels.index(sample.label) for sample in contents.tune])
     return fit_temperature(scores, truth)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from train.cost_options import dry_run_option, show_cost
 from wafervlm import console
 from wafervlm.errors import UsageError
 from wafervlm.task import Task
@@ -51,6 +52,23 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     show_default=True,
     help="What the vision tower computes in; int8 is faster on a CPU, and not exact.",
 )
+@click.option(
+    "--words",
+    is_flag=True,
+    help="Also generate text (wafervlm describe); its graphs share the bundle's weights.",
+)
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    help="With --words: tokens of question, image and answer together, at most the model's.",
+)
+@click.option(
+    "--golden-maps",
+    type=click.IntRange(min=1),
+    help="At most how many golden maps.  [default: two of each label; one of each for a large model]",
+)
 @click.option("--name", default="", help="Name of the bundle.  [default: the task's]")
 @click.option(
     "--wm811k/--no-wm811k",
@@ -58,18 +76,28 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     help="Whether WM-811K's citations go in.  [default: as the provenance says]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the golden maps.")
+@dry_run_option
 @console.json_option
 def export(
-    checkpoint: Path, out: Path, task_file: Path | None, accuracy_level: str, as_json: bool, **options: Any
+    checkpoint: Path,
+    out: Path,
+    task_file: Path | None,
+    accuracy_level: str,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Turn CHECKPOINT, merged or quantized, into a bundle: one ONNX graph, golden maps, a manifest.
 
     The graph's scores must equal the checkpoint's within 1e-3 at exact accuracy, with the vision tower in
     float32, and as deployed it must give the same labels on nine golden maps in ten, else nothing is written.
+    A large model is read and written layer by layer; --dry-run says beforehand what that takes.
 
     \b
     Example:
       wafervlm export runs/gptq -d runs/data -o runs/bundle
+      wafervlm export runs/gptq -d runs/data -o runs/bundle --words
+      wafervlm export runs/gptq -d runs/data -o runs/bundle --dry-run
     """
     from export.stage import ExportConfig, export as run
     from wafervlm.bundle import open_bundle
@@ -80,6 +108,11 @@ def export(
     console.settings(
         {"checkpoint": checkpoint, "out": out, "task": task.name, "accuracy_level": level, **options}
     )
+    if dry_run:
+        from export.estimate import estimate
+
+        show_cost(estimate(config), out, as_json)
+        return
     manifest, written = run(config, out)
     console.say(
         f"wrote {out}" if written else f"{out} is complete and of these inputs already; nothing to do"

@@ -13,6 +13,19 @@ from wafervlm.task import Task
 from wafervlm.wafermap import WaferMap
 
 PER_LABEL = 2
+# Each map takes seconds there: of the reference, and of every machine that verifies the bundle.
+LARGE_PER_LABEL = 1
+
+
+def drawn_evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """At most ``count`` of ``samples``, one of each label before a second of any."""
+    seen: dict[str, int] = {}
+    ranks = []
+    for sample in samples:
+        ranks.append(seen.get(sample.label, 0))
+        seen[sample.label] = ranks[-1] + 1
+    chosen = sorted(np.argsort(ranks, kind="stable")[:count])
+    return [samples[i] for i in chosen]
 
 
 def synthetic_golden(task: Task, seed: int, per_label: int = PER_LABEL) -> list[Sample]:

@@ -9,15 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
+from calibrate.multiplied import load_reference_streamed
 from export.bundle import Contents, write_bundle
 from export.chain import citations_of, collect_chain
-from export.golden import chosen_golden, synthetic_golden
+from export.external import WeightFile
+from export.golden import LARGE_PER_LABEL, PER_LABEL, chosen_golden, drawn_evenly, synthetic_golden
 from export.graph import classify_graph
 from export.parity import load_reference, reference_scores
 from export.processor import normalisation_of
 from export.weights import Weights
+from export.words import CONTEXT, WordsContents, words_section
 from train.artefact import (
     PROVENANCE,
     Provenance,
@@ -28,7 +33,11 @@ from train.artefact import (
     writing,
 )
 from train.dataset import DIES, Sample, read_labelled
+from train.inventory import take_inventory
 from train.loading import check_image_size, load_processor
+from train.progress import Progress
+from train.scorer import tree_log_probs
+from train.streamed import residency_of
 from wafervlm.bundle import Graph, Manifest, open_bundle
 from wafervlm.errors import CheckpointError, DatasetError, UsageError
 from wafervlm.manifest import VISIONS, Vision
@@ -43,7 +52,7 @@ class ExportConfig:
     """What to export."""
 
     checkpoint: Path
-    """Hugging Face folder of a Qwen3-VL: full precision, or quantized in the AutoGPTQ v1 layout."""
+    """Hugging Face folder of a known family: full precision, or quantized in the AutoGPTQ v1 layout."""
     task: Task
     """The question, labels and rendering that the bundle is locked to."""
     tune: Path | None = None
@@ -60,6 +69,12 @@ class ExportConfig:
     """Whether the model was trained on WM-811K, whose citations then go in; None: as provenance says."""
     seed: int = 0
     """Of the golden maps."""
+    golden_maps: int | None = None
+    """At most how many golden maps; None: two of each label, and one of each for a large model."""
+    words: bool = False
+    """Whether the bundle also generates text: the graphs and the tokenizer for it go in."""
+    context: int = CONTEXT
+    """Tokens of question, image and answer together that generated text is made for, at most the model's."""
     ancestors: tuple[Path, ...] = ()
     """Folders the checkpoint was made from that do not lie beside it; their records go in."""
 
@@ -68,6 +83,10 @@ class ExportConfig:
             raise UsageError("golden maps are to come from the tune maps, but none are given; give --dataset")
         if self.vision not in VISIONS:
             raise UsageError(f"vision is {self.vision!r}; it must be one of {', '.join(VISIONS)}")
+        if self.golden_maps is not None and self.golden_maps < 1:
+            raise UsageError(f"golden_maps is {self.golden_maps}; a bundle needs at least one golden map")
+        if self.context < 1:
+            raise UsageError(f"context is {self.context}; it must be a number of tokens")
         if self.accuracy_level not in (0, 4):
             raise UsageError(
                 f"accuracy level {self.accuracy_level} is neither 0 (exact) nor 4 (8-bit integers)"
@@ -87,45 +106,91 @@ def export(config: ExportConfig, out: Path) -> tuple[Manifest, bool]:
         return open_bundle(out).manifest, False
     if out.exists() and not _is_export(out):
         raise UsageError(f"{out} exists and is not a bundle that was exported; choose another folder")
-    contents = _contents(config)
+    contents = _contents(config, take_inventory(config.checkpoint).large)
     with writing(out, overwrite=True) as work:
         write_provenance(work, provenance)
         manifest = write_bundle(work, config.name or config.task.name, contents)
     return manifest, True
 
 
-def build_model(weights: Weights, task: Task, vision: Vision = "float32") -> ir.Model:
-    """The classify graph of the checkpoint behind ``weights`` for ``task``."""
+def build_model(
+    weights: Weights, task: Task, vision: Vision = "float32", file: WeightFile | None = None
+) -> ir.Model:
+    """The classify graph of the checkpoint behind ``weights`` for ``task``; with ``file`` its weights are
+    written there."""
     processor = load_processor(weights.path)
     check_image_size(processor, task.render.height, task.render.width)
     return classify_graph(
-        weights, processor.tokenizer, normalisation_of(processor), task, integer_vision=vision == "int8"
+        weights,
+        processor.tokenizer,
+        normalisation_of(processor),
+        task,
+        integer_vision=vision == "int8",
+        file=file,
     )
 
 
-def _contents(config: ExportConfig) -> Contents:
+def _contents(config: ExportConfig, large: bool) -> Contents:
     task = config.task
     weights = Weights(config.checkpoint)
-    tune = _tune_samples(config)
-    golden = (
-        chosen_golden(tune, task, config.seed)
-        if config.golden == "tune"
-        else synthetic_golden(task, config.seed)
-    )
-    logger.info("computing the reference scores of %d golden maps, label by label", len(golden))
-    reference = load_reference(config.checkpoint, bool(weights.quantization))
+    graph = _graph(weights, config)
+    tune = tune_samples(config)
+    golden = golden_samples(config, tune, large)
     data = (config.tune,) if config.tune is not None else ()
     records = collect_chain(config.checkpoint, (*config.ancestors, *data))
     return Contents(
         build=functools.partial(build_model, weights, task),
         task=task,
-        graph=_graph(weights, config),
+        graph=graph,
         golden=golden,
-        reference=reference_scores(reference, task, [render(sample.wafer, task.render) for sample in golden]),
+        reference=_reference(config.checkpoint, bool(weights.quantization), task, golden, large),
         tune=tune,
         provenance=records,
         citations=citations_of(records, config.wm811k),
+        streamed=large,
+        words=_words(weights, config) if config.words else None,
     )
+
+
+def _words(weights: Weights, config: ExportConfig) -> WordsContents:
+    processor = load_processor(weights.path)
+    check_image_size(processor, config.task.render.height, config.task.render.width)
+    return WordsContents(words_section(weights, processor, config.task, config.context), weights, processor)
+
+
+def golden_samples(config: ExportConfig, tune: Sequence[Sample], large: bool) -> list[Sample]:
+    """The golden maps of an export."""
+    each = -(-golden_count(config, large) // len(config.task.labels))
+    samples = (
+        chosen_golden(tune, config.task, config.seed, each)
+        if config.golden == "tune"
+        else synthetic_golden(config.task, config.seed, each)
+    )
+    return drawn_evenly(samples, golden_count(config, large))
+
+
+def golden_count(config: ExportConfig, large: bool) -> int:
+    """How many golden maps are asked for."""
+    each = LARGE_PER_LABEL if large else PER_LABEL
+    return config.golden_maps or each * len(config.task.labels)
+
+
+def _reference(
+    checkpoint: Path, quantized: bool, task: Task, golden: Sequence[Sample], large: bool
+) -> NDArray[np.float64]:
+    """Label log-probabilities (N, L) of transformers in float32: label by label, or for a large model in one
+    pass of the label tree, with one layer in memory at a time."""
+    images = [render(sample.wafer, task.render) for sample in golden]
+    if not large:
+        logger.info("computing the reference scores of %d golden maps, label by label", len(golden))
+        return reference_scores(load_reference(checkpoint, quantized), task, images)
+    logger.info("computing the reference scores of %d golden maps, layer by layer", len(golden))
+    loaded = load_reference_streamed(checkpoint)
+    residency = residency_of(loaded)
+    with Progress("reference, layer by layer", len(residency or ())) as progress:
+        if residency is not None:
+            residency.watch = progress.advance
+        return tree_log_probs(loaded, task, images, batch_size=len(images))
 
 
 def _graph(weights: Weights, config: ExportConfig) -> Graph:
@@ -144,7 +209,8 @@ def _graph(weights: Weights, config: ExportConfig) -> Graph:
     )
 
 
-def _tune_samples(config: ExportConfig) -> Sequence[Sample]:
+def tune_samples(config: ExportConfig) -> Sequence[Sample]:
+    """The labelled maps that the temperature is fitted on; none without a dataset. Raises DatasetError."""
     if config.tune is None:
         return ()
     split = "tune" if (config.tune / DIES).is_file() else None
@@ -172,9 +238,12 @@ def _provenance(config: ExportConfig) -> Provenance:
         "golden": config.golden,
         "accuracy_level": config.accuracy_level,
         "vision": config.vision,
+        **({} if config.golden_maps is None else {"golden_maps": config.golden_maps}),
         "name": config.name,
         "wm811k": config.wm811k,
     }
+    if config.words:
+        settings = {**settings, "words": True, "context": config.context}
     return Provenance("export", inputs=inputs, settings=settings, seed=config.seed)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -142,13 +143,25 @@ def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 def folder_digest(path: Path) -> str:
     """sha256, 64 hex digits, of a file, or over the sorted relative names and contents of a folder."""
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        status = path.stat()
+        if status.st_size < _REMEMBERED:
+            return _file_digest(path, 0, 0)
+        return _remembered_digest(path.absolute(), status.st_size, status.st_mtime_ns)
     whole = hashlib.sha256()
     for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
         name = file_path.relative_to(path).as_posix()
         whole.update(f"{name}\0{folder_digest(file_path)}\n".encode())
     return whole.hexdigest()
+
+
+def _file_digest(path: Path, _size: int, _modified: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# A stage asks for the digest of its inputs more than once, and of gigabytes that takes a while.
+_REMEMBERED = 64 << 20
+_remembered_digest = functools.lru_cache(maxsize=256)(_file_digest)
 
 
 def _sweep(out: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from train.cost_options import dry_run_option, show_cost
 from train.data_commands import data as data
 from wafervlm import console
 
@@ -86,10 +87,12 @@ def train(
 
     Work in progress lies beside the output, in OUT.partial. Interrupt or kill the command and run it again:
     it goes on from the last whole checkpoint to the same result. The Cosmos recipe's sft.toml is understood.
+    Started by `accelerate launch` it trains on several GPUs; train.batch is then what each takes at a time.
 
     \b
     Example:
       wafervlm train train/sft.toml -b runs/nano-base -d runs/data -o runs/adapter
+      accelerate launch --multi_gpu -m wafervlm.cli train train/sft.toml -b base -d runs/data -o runs/adapter
     """
     _stay_offline()
     from train.config import flat_dict, read_settings
@@ -97,11 +100,15 @@ def train(
     named = {"model.base": base, "data.dataset": dataset, "output": out}
     given = {key: value for key, value in named.items() if value is not None}
     settings, notes = read_settings(settings_file, overrides, given)
-    for note in notes:
-        console.say(f"from the recipe: {note}")
+    from train import processes
     from train.sft import fine_tune, settled
 
-    console.settings(flat_dict(settled(settings)))
+    if not processes.is_main():
+        fine_tune(settings)
+        return
+    for note in notes:
+        console.say(f"from the recipe: {note}")
+    console.settings({**flat_dict(settled(settings)), "processes": processes.count()})
     outcome = fine_tune(settings)
     if not outcome.trained_now:
         console.say(f"{outcome.adapter} is complete and was made from the same base, dataset and settings")
@@ -129,17 +136,25 @@ def train(
 @click.option(
     "--maps",
     type=click.IntRange(min=1),
-    default=200,
+    help="Maps that the gates are taken on.  [default: 200; 16 where the merge is streamed]",
+)
+@click.option(
+    "--stream",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
     show_default=True,
-    help="Maps that the gates are taken on.",
+    help="Merge tensor by tensor, with one layer in memory; auto does where the base is large.",
 )
 @device_option
+@dry_run_option
 @console.json_option
-def merge(base: Path, adapter: Path, dataset: Path, out: Path, as_json: bool, **options: Any) -> None:
+def merge(
+    base: Path, adapter: Path, dataset: Path, out: Path, dry_run: bool, as_json: bool, **options: Any
+) -> None:
     """Merge an adapter into its base and check that the answers stay the same.
 
     The result is a checkpoint folder that transformers and vLLM load. Where a gate is missed nothing is
-    written.
+    written. A large base is never in memory whole.
 
     \b
     Example:
@@ -150,6 +165,11 @@ def merge(base: Path, adapter: Path, dataset: Path, out: Path, as_json: bool, **
 
     options["device"] = settled_device(options["device"])
     console.settings({"base": base, "adapter": adapter, "dataset": dataset, "out": out, **options})
+    if dry_run:
+        from train.merge_estimate import estimate
+
+        show_cost(estimate(base, adapter, dataset, MergeSettings(**options)), out, as_json)
+        return
     parity = merge_adapter(base, adapter, dataset, out, MergeSettings(**options))
     console.result({"checkpoint": str(out), **parity}, as_json)
     next_command("calibrate", out, "-d", dataset, "-o", out.with_name("gptq"))

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,9 +28,12 @@ from train.artefact import (
     writing,
 )
 from train.dataset import TASK, Sample, dataset_task, read_split
+from train.inventory import take_inventory
 from train.loading import DTYPES, Checkpoint, load_checkpoint, quiet_transformers
+from train.merge_streamed import Gates, merge_streamed
 from train.samples import held_out
 from train.scorer import Scores, tree_log_probs
+from train.shards import SHARD_BYTES
 from wafervlm.errors import ConfigError, GateError, TaskError
 from wafervlm.render import RgbImage, render
 from wafervlm.task import Task
@@ -40,6 +43,9 @@ logger = logging.getLogger(__name__)
 STAGE = "merge"
 EXACT = 1e-4
 AGREEMENT = 0.99
+MAPS, STREAMED_MAPS = 200, 16
+Stream = Literal["auto", "always", "never"]
+STREAMS: tuple[Stream, ...] = ("auto", "always", "never")
 # Files of the base that an adapter does not change; which of them there are depends on who wrote the base.
 UNCHANGED = (
     "added_tokens.json",
@@ -60,16 +66,21 @@ UNCHANGED = (
 @dataclass(frozen=True)
 class MergeSettings:
     """``dtype`` of the merged weights: float32, bfloat16 or float16. ``maps`` is how many maps of the
-    dataset, held out from training where it has such, the gates are taken on; ``device`` is where."""
+    dataset, held out from training where it has such, the gates are taken on (None: 200, and 16 where the
+    merge is streamed); ``device`` is where. ``stream``: whether it goes tensor by tensor, "auto" for a
+    model that takes more than 2 GB in float32."""
 
     dtype: str = "bfloat16"
-    maps: int = 200
+    maps: int | None = None
     device: str = "cpu"
+    stream: Stream = "auto"
 
     def __post_init__(self) -> None:
+        if self.stream not in STREAMS:
+            raise ConfigError(f"stream is {self.stream!r}; it must be one of {', '.join(STREAMS)}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is not known; choose {', '.join(DTYPES)}")
-        if self.maps < 1:
+        if self.maps is not None and self.maps < 1:
             raise ConfigError(f"maps is {self.maps}; the gates need at least one map")
 
 
@@ -83,16 +94,43 @@ def merge(base: Path, adapter: Path, dataset: Path, out: Path, settings: MergeSe
     CheckpointError, DatasetError, TaskError or UsageError for what cannot be merged.
     """
     task = _common_task(adapter, dataset)
+    streamed = is_streamed(base, settings)
+    settings = replace(settings, maps=settings.maps or (STREAMED_MAPS if streamed else MAPS))
     provenance = _provenance(base, adapter, dataset, settings)
     if out.exists() and is_complete(out, provenance):
         logger.info("%s is complete and made from the same inputs", out)
         return dict(read_provenance(out)["parity"])
-    images = [render(sample.wafer, task.render) for sample in _gate_samples(dataset, settings.maps)]
+    images = [render(sample.wafer, task.render) for sample in gate_samples(dataset, settings.maps or MAPS)]
+    check = _merge_streamed if streamed else merge_checked
     with writing(out, overwrite=_is_merged(out)) as folder:
-        parity = merge_checked(base, adapter, task, images, folder, settings)
+        parity = check(base, adapter, task, images, folder, settings)
         shutil.copyfile(dataset / TASK, folder / TASK)
         write_provenance(folder, replace(provenance, parity=parity))
     return parity
+
+
+def is_streamed(base: Path, settings: MergeSettings) -> bool:
+    """Whether a merge of ``base`` goes tensor by tensor. Raises CheckpointError for a base that is not
+    whole."""
+    return settings.stream == "always" or (settings.stream == "auto" and take_inventory(base).large)
+
+
+def _merge_streamed(
+    base: Path, adapter: Path, task: Task, images: Sequence[RgbImage], folder: Path, settings: MergeSettings
+) -> dict[str, Any]:
+    logger.info("%s is merged tensor by tensor; the gates are taken on %d maps", base, len(images))
+    return merge_streamed(
+        base,
+        adapter,
+        task,
+        images,
+        folder,
+        dtype=settings.dtype,
+        device=settings.device,
+        gates=Gates(EXACT, AGREEMENT),
+        unchanged=UNCHANGED,
+        shard_bytes=SHARD_BYTES,
+    )
 
 
 def merge_checked(
@@ -165,7 +203,7 @@ def _common_task(adapter: Path, dataset: Path) -> Task:
     return task
 
 
-def _gate_samples(dataset: Path, count: int) -> list[Sample]:
+def gate_samples(dataset: Path, count: int) -> list[Sample]:
     """At most ``count`` samples, evenly over the held-out part, or over the training part without one."""
     samples = held_out(dataset) or read_split(dataset, "train")
     return [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, count).astype(int))]
