@@ -12,7 +12,7 @@ export WAFERVLM_DATA
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test demo lint verify-nano wheel clean
+.PHONY: help venv test test-slow demo lint verify-nano wheel clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,8 +30,11 @@ $(STAMP): pyproject.toml setup.cfg constraints.txt
 	@touch $@
 
 # One thread for each worker: a second one on a busy core makes a step several times slower.
-test: venv  ## Run all tests
+test: venv  ## Run all tests but those marked slow
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PY) -m pytest $(PYTEST_ARGS)
+
+test-slow: venv  ## Run the tests marked slow, one after the other: some minutes, and up to 8 GB of memory
+	TOKENIZERS_PARALLELISM=false $(PY) -m pytest -m slow
 
 demo: venv  ## Run the whole line on real wafer maps from $WAFERVLM_DATA (else synthetic ones), at most 10 minutes
 	$(BIN)/wafervlm run train/nano/demo.toml

@@ -106,7 +106,7 @@ def benchmark(out: Path, margin: float, as_json: bool, **options: Any) -> None:
         for line in table(report):
             click.echo(line)
     console.json_line(found)
-    console.next_command(f"open {out / HTML}")
+    console.next_command("open", out / HTML)
 
 
 @click.command()
@@ -138,7 +138,7 @@ def run(recipe: Path, dry_run: bool, redo: str | None, as_json: bool) -> None:
     console.settings(effective(settings))
     if dry_run:
         _foresee(plan(settings, redo), as_json)
-        console.next_command(f"wafervlm run {recipe}")
+        console.next_command("wafervlm", "run", recipe)
         return
     outcome = drive(settings, redo=redo)
     if not as_json:
@@ -146,7 +146,8 @@ def run(recipe: Path, dry_run: bool, redo: str | None, as_json: bool) -> None:
             click.echo(line)
     console.json_line(outcome.summary)
     console.say(f"report: {outcome.page}")
-    console.next_command(f"wafervlm predict {outcome.example} --bundle {outcome.bundle} --plot answer.png")
+    named = ("--bundle", outcome.bundle, "--plot", "answer.png")
+    console.next_command("wafervlm", "predict", outcome.example, *named)
 
 
 def _foresee(plan: Plan, as_json: bool) -> None:

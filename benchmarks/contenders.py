@@ -12,7 +12,8 @@ from typing import Protocol
 
 from wafervlm.bundle import open_bundle
 from wafervlm.errors import ProviderError
-from wafervlm.model import load, softmax
+from wafervlm.loading import load
+from wafervlm.prediction import softmax
 from wafervlm.readers import read_wafer
 from wafervlm.render import RgbImage, render
 from wafervlm.runtimes.openvino import import_openvino

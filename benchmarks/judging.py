@@ -29,8 +29,8 @@ from train.artefact import folder_digest
 from train.dataset import Sample
 from wafervlm.bundle import open_bundle
 from wafervlm.errors import LockError, UsageError
+from wafervlm.loading import load
 from wafervlm.manifest import Manifest
-from wafervlm.model import load
 from wafervlm.task import Task
 
 SCHEMA_VERSION = 1

@@ -15,7 +15,7 @@ from train.artefact import Provenance, is_complete, read_provenance, write_prove
 from train.dataset import Sample
 from train.progress import track
 from wafervlm.bundle import open_bundle
-from wafervlm.model import load
+from wafervlm.loading import load
 
 STAGE, ANSWERS, EXAMPLE = "predict", "predictions.jsonl", "example.npy"
 

@@ -24,7 +24,8 @@ from train.loading import Checkpoint, encode, load_checkpoint
 from train.nano.corpus import turns
 from train.synthetic import wafers
 from wafervlm import console
-from wafervlm.model import WaferVLM, load
+from wafervlm.loading import load
+from wafervlm.model import WaferVLM
 from wafervlm.render import render
 from wafervlm.wafermap import WaferMap
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from train.commands import device_option, next_command, settled_device
+from train.commands import device_option, settled_device
 from train.cost_options import dry_run_option, show_cost
 from wafervlm import console
 
@@ -121,7 +121,7 @@ def calibrate(
         figures["comparison"] = compare(checkpoint, dataset, table, settings, on, part)
         console.say((table / TABLE).read_text(encoding="utf-8"))
     console.result({"checkpoint": str(out), **figures}, as_json)
-    next_command("export", out, "-d", dataset, "-o", out.with_name("bundle"))
+    console.next_command("wafervlm", "export", out, "-d", dataset, "-o", out.with_name("bundle"))
 
 
 def _settings(options: dict[str, Any]) -> Any:

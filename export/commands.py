@@ -129,7 +129,7 @@ def export(
         },
         as_json,
     )
-    console.next_command(f"wafervlm verify --bundle {out}")
+    console.next_command("wafervlm", "verify", "--bundle", out)
 
 
 def find_task(task_file: Path | None, *folders: Path | None) -> Task:

@@ -187,7 +187,7 @@ def main(only_check: bool, source: Path | None, keep: Path | None, as_json: bool
             check(figures)
             return
     console.result({"bundle": str(out), "digest": open_bundle(out).digest}, as_json)
-    console.next_command("wafervlm verify")
+    console.next_command("wafervlm", "verify")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,6 @@ def settled_device(device: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def next_command(*words: object) -> None:
-    """Name the command that usually follows, quoted so that it can be pasted into a shell."""
-    console.next_command(shlex.join(["wafervlm", *map(str, words)]))
 
 
 def _explain(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -114,7 +108,8 @@ def train(
         console.say(f"{outcome.adapter} is complete and was made from the same base, dataset and settings")
     console.result(outcome.summary(), as_json)
     model, dataset_folder, adapter = settings.model.base, settings.data.dataset, outcome.adapter
-    next_command("merge", "-b", model, "-a", adapter, "-d", dataset_folder, "-o", adapter.with_name("merged"))
+    folders = ("-b", model, "-a", adapter, "-d", dataset_folder, "-o", adapter.with_name("merged"))
+    console.next_command("wafervlm", "merge", *folders)
 
 
 @click.command()
@@ -172,7 +167,7 @@ def merge(
         return
     parity = merge_adapter(base, adapter, dataset, out, MergeSettings(**options))
     console.result({"checkpoint": str(out), **parity}, as_json)
-    next_command("calibrate", out, "-d", dataset, "-o", out.with_name("gptq"))
+    console.next_command("wafervlm", "calibrate", out, "-d", dataset, "-o", out.with_name("gptq"))
 
 
 def _stay_offline() -> None:

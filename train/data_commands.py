@@ -123,7 +123,7 @@ def build(out: Path, task_file: Path | None, as_json: bool, **options: Any) -> N
     console.result(
         {"dataset": str(out), "task_digest": task.digest, "maps": counts if as_json else totals}, as_json
     )
-    console.next_command(f"wafervlm train train/sft.toml -b BASE -d {out} -o runs/adapter")
+    console.next_command("wafervlm", "train", "train/sft.toml", "-b", "BASE", "-d", out, "-o", "runs/adapter")
 
 
 @data.command()
@@ -158,7 +158,7 @@ def split(source: Path, out: Path, apart_from: Path | None, about: str, seed: in
     write_split(made, out)
     console.say(table(made.counts))
     console.result({"split": str(out), "maps": made.counts, "dropped": made.dropped}, as_json)
-    console.next_command(f"wafervlm data build -d {source} -o runs/data --split-file {out}")
+    console.next_command("wafervlm", "data", "build", "-d", source, "-o", "runs/data", "--split-file", out)
 
 
 def table(counts: Mapping[str, Mapping[str, int]]) -> str:

@@ -20,6 +20,7 @@ from wafervlm.errors import (
     ClosedError,
     ConfigError,
     DatasetError,
+    DeviceLost,
     DigestError,
     FileFormatError,
     FileSetError,
@@ -46,7 +47,8 @@ from wafervlm.errors import (
 )
 
 if TYPE_CHECKING:
-    from wafervlm.model import WaferVLM, load
+    from wafervlm.loading import load
+    from wafervlm.model import WaferVLM
     from wafervlm.prediction import Prediction
     from wafervlm.task import Task
     from wafervlm.wafermap import WaferMap
@@ -58,6 +60,7 @@ __all__ = [
     "ConfigError",
     "DatasetError",
     "Description",
+    "DeviceLost",
     "DigestError",
     "FileFormatError",
     "FileSetError",
@@ -95,7 +98,7 @@ _HOMES = {
     "Task": "wafervlm.task",
     "WaferMap": "wafervlm.wafermap",
     "WaferVLM": "wafervlm.model",
-    "load": "wafervlm.model",
+    "load": "wafervlm.loading",
 }
 
 

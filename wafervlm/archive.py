@@ -174,10 +174,18 @@ def _read_one(piece: Piece, spec: RenderSpec, bins: Mapping[str, int] | None) ->
     return WaferMap(read.dies, orientation=read.orientation, id=piece.name, lot=read.lot)
 
 
-def _shaped(name: str, height: int, width: int, dies: Any, bins: Mapping[str, int] | None) -> WaferMap:
-    if len(dies) != height * width:
-        raise FileFormatError(f"{name} is {height}x{width} and has {len(dies)} dies; write them row by row")
-    grid = np.asarray(dies).reshape(height, width)
+def _shaped(name: str, height: Any, width: Any, dies: Any, bins: Mapping[str, int] | None) -> WaferMap:
+    if isinstance(dies, bytes):
+        dies = np.frombuffer(dies, np.uint8)
+    try:
+        flat, sides = np.asarray(dies), (int(height), int(width))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise FileFormatError(f"{name} cannot be read as a grid of dies: {error}") from None
+    if min(sides) < 1 or flat.ndim != 1 or flat.size != sides[0] * sides[1]:
+        raise FileFormatError(
+            f"{name} is {height}x{width} and has {flat.size} dies; write them row by row, rows of one length"
+        )
+    grid = flat.reshape(sides)
     if bins is not None:
         from wafervlm.readers.bins import map_bins
 
@@ -185,7 +193,7 @@ def _shaped(name: str, height: int, width: int, dies: Any, bins: Mapping[str, in
     return WaferMap(grid, id=name)
 
 
-Row = tuple[str, int, int, Any]
+Row = tuple[str, Any, Any, Any]
 
 
 def _npz_count(path: Path) -> int | None:
@@ -227,11 +235,14 @@ def _npz_rows(piece: Piece) -> Iterator[Row]:
 def _npz_arrays(path: Path, _: int) -> dict[str, NDArray[Any]]:
     with decoding(path, ".npz archive"), np.load(path, allow_pickle=False) as stored:
         arrays = {key: stored[key] for key in _LAYOUT if key in stored.files}
-    if arrays["maps"].ndim == 1:
-        count, offsets = len(arrays["heights"]), arrays["offsets"].astype(np.int64)
-        fits = len(offsets) == count + 1 and len(arrays["widths"]) == count
-        if not fits or offsets[0] < 0 or offsets[-1] > arrays["maps"].size or (np.diff(offsets) < 0).any():
-            raise FileFormatError(f"{path}: offsets, heights, widths and maps do not fit together")
+        if arrays["maps"].ndim == 1:
+            offsets, heights, widths = (arrays[key].astype(np.int64) for key in _LAYOUT[1:])
+            fits = (
+                heights.ndim == 1 and widths.shape == heights.shape and offsets.shape == (len(heights) + 1,)
+            )
+            end = arrays["maps"].size
+            if not fits or offsets[0] < 0 or offsets[-1] > end or (np.diff(offsets) < 0).any():
+                raise FileFormatError(f"{path}: offsets, heights, widths and maps do not fit together")
     return arrays
 
 
@@ -250,29 +261,35 @@ def _parquet(path: Path) -> Any:
 
 
 def _parquet_rows(piece: Piece) -> Iterator[Row]:
-    file = _parquet(piece.path)
-    wanted = [name for name in ("id", "dies", "height", "width") if name in file.schema_arrow.names]
+    metadata = _parquet(piece.path).metadata
     end = piece.first + piece.count
     start = 0
-    for group in range(file.metadata.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
         if start < end and start + rows > piece.first:
-            with decoding(piece.path, "Parquet file"):
-                low, high = max(piece.first - start, 0), min(end - start, rows)
-                table = file.read_row_group(group, columns=wanted).slice(low, high - low)
-                yield from _table_rows(table.to_pydict(), piece, start + low)
+            low, high = max(piece.first - start, 0), min(end - start, rows)
+            table = _row_group(piece.path, piece.path.stat().st_mtime_ns, group)
+            yield from _table_rows(table.slice(low, high - low).to_pydict(), piece, start + low)
         start += rows
+
+
+# A row group is read whole and often holds many parts; the next part is often of the same one.
+@functools.lru_cache(maxsize=1)
+def _row_group(path: Path, _: int, group: int) -> Any:
+    file = _parquet(path)
+    wanted = [name for name in ("id", "dies", "height", "width") if name in file.schema_arrow.names]
+    with decoding(path, "Parquet file"):
+        return file.read_row_group(group, columns=wanted)
 
 
 def _table_rows(columns: dict[str, list[Any]], piece: Piece, first: int) -> Iterable[Row]:
     for index, dies in enumerate(columns["dies"]):
-        name = f"{piece.name}#{first + index}"
-        if columns.get("id", [None] * (index + 1))[index] is not None:
-            name = str(columns["id"][index])
+        known = columns["id"][index] if "id" in columns else None
+        name = f"{piece.name}#{first + index}" if known is None else str(known)
         if "height" in columns and "width" in columns:
-            flat = np.frombuffer(dies, np.uint8) if isinstance(dies, bytes) else np.asarray(dies or [])
-            yield name, columns["height"][index] or 0, columns["width"][index] or 0, flat
+            yield name, columns["height"][index], columns["width"][index], dies
             continue
         rows = dies if isinstance(dies, list) and all(isinstance(row, list) for row in dies) else []
         width = len(rows[0]) if rows else 0
-        yield name, len(rows), width, np.asarray([die for row in rows for die in row])
+        even = all(len(row) == width for row in rows)
+        yield name, len(rows), width, [die for row in rows for die in row] if even else []

@@ -95,7 +95,7 @@ def predict(
       wafervlm predict grid.csv --bins .=0,P=1,F=2 --plot answer.png
       wafervlm predict map.npy --bundle bundle/ --engine engine/
     """
-    from wafervlm.model import load
+    from wafervlm.loading import load
 
     files = find_files(paths)
     if plot is not None and len(files) != 1:
@@ -120,7 +120,7 @@ def predict(
         done[0].plot().save(plot, "PNG")
         console.say(f"drawn to {plot}")
     elif len(files) == 1 and done:
-        console.next_command(f"wafervlm predict {files[0]}{_named(bundle, engine)} --plot answer.png")
+        console.next_command("wafervlm", "predict", files[0], *_named(bundle, engine), "--plot", "answer.png")
     if len(done) < len(files):
         raise click.exceptions.Exit(1)
 
@@ -157,7 +157,7 @@ def verify(
       wafervlm verify --bundle bundle/ --runtime openvino
       wafervlm verify --bundle bundle/ --engine engine/
     """
-    from wafervlm.model import verify as run
+    from wafervlm.verification import verify as run
 
     named = {"runtime": runtime} if engine is None else {"engine": engine, "runtime_cache": runtime_cache}
     console.settings({"bundle": bundle or "embedded", **named, "threads": threads or "one for each core"})
@@ -165,8 +165,8 @@ def verify(
     console.result(report, as_json)
     if engine is not None and not report["recorded"]:
         console.say(f"{engine} cannot be written: the golden maps run at each start instead")
-    chosen = f" --runtime {runtime}" if runtime else ""
-    console.next_command(f"wafervlm predict map.npy{_named(bundle, engine)}{chosen}")
+    chosen = ["--runtime", runtime] if runtime else []
+    console.next_command("wafervlm", "predict", "map.npy", *_named(bundle, engine), *chosen)
 
 
 @click.command()
@@ -194,11 +194,11 @@ def doctor(as_json: bool) -> None:
             click.echo(f"{mark}  {check.name:<{width}}  {check.found}{advice}")
     if not healthy:
         raise click.exceptions.Exit(SetupError.exit_code)
-    console.next_command("wafervlm verify")
+    console.next_command("wafervlm", "verify")
 
 
-def _named(bundle: Path | None, engine: Path | None = None) -> str:
-    return (f" --bundle {bundle}" if bundle else "") + (f" --engine {engine}" if engine else "")
+def _named(bundle: Path | None, engine: Path | None) -> list[object]:
+    return [*(("--bundle", bundle) if bundle else ()), *(("--engine", engine) if engine else ())]
 
 
 def find_files(paths: Sequence[Path]) -> list[Path]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike, fspath
 from typing import Any
@@ -36,9 +39,15 @@ def json_line(values: Mapping[str, Any]) -> None:
     click.echo(json.dumps(values, default=_plain, ensure_ascii=False))
 
 
-def next_command(text: str) -> None:
-    """Name the command that usually follows."""
-    say(f"next: {text}")
+def command(*words: object) -> str:
+    """``words``, the program first, as a line that can be pasted into a shell of this system."""
+    texts = [str(word) for word in words]
+    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
+
+
+def next_command(*words: object) -> None:
+    """Name the command that usually follows; ``words`` are as in ``command``."""
+    say(f"next: {command(*words)}")
 
 
 def _table(title: str, values: Mapping[str, object], err: bool) -> None:

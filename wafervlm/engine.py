@@ -12,13 +12,16 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wafervlm.bundle import MANIFEST, Bundle
+from wafervlm.bundle import MANIFEST, Bundle, open_plain, readable
+from wafervlm.console import command
 from wafervlm.engine_manifest import (
     ENGINE_FILE,
     EngineManifest,
@@ -80,14 +83,24 @@ class Engine:
     @property
     def is_writable(self) -> bool:
         """Whether a verification could be kept beside the engine."""
-        return os.access(self.path, os.W_OK)
+        if os.name != "nt":
+            return os.access(self.path, os.W_OK)
+        # Windows grants what the folder's access list then refuses: only writing tells.
+        try:
+            with tempfile.TemporaryFile(dir=self.path, prefix=f".{VERIFIED}."):
+                return True
+        except OSError:
+            return False
 
     def _record(self) -> Verification | None:
         path = self.path / VERIFIED
         if not path.is_file():
             return None
-        values = read_json(_read_plain(path, MAX_MANIFEST_BYTES), str(path))
-        return verification_of(values, str(path))
+        try:
+            values = read_json(_read_plain(path, MAX_MANIFEST_BYTES), str(path))
+            return verification_of(values, str(path))
+        except ManifestError as error:
+            raise ManifestError(f"{error}; remove {path} and run wafervlm verify --engine again") from None
 
 
 def open_engine(path: str | Path, bundle: Bundle) -> Engine:
@@ -105,14 +118,17 @@ def open_engine(path: str | Path, bundle: Bundle) -> Engine:
             f"is bundle {bundle.digest[:12]} ({bundle.manifest.name}); name that bundle, or build an engine "
             f"from this one: {build_command(folder, bundle.path)}"
         )
-    _check_files(engine)
+    with readable(folder, "engine"):
+        _check_files(engine)
     return engine
 
 
 def read_manifest(folder: Path) -> EngineManifest:
     """The manifest of the engine folder ``folder``. Raises ManifestError and SchemaVersionError."""
     path = folder / MANIFEST
-    if not path.is_file():
+    with readable(folder, "engine"):
+        found = path.is_file()
+    if not found:
         raise ManifestError(
             f"{folder} holds no {MANIFEST}, so it is no engine folder; build one: {build_command(folder)}"
         )
@@ -121,13 +137,12 @@ def read_manifest(folder: Path) -> EngineManifest:
 
 def build_command(engine: Path, bundle: Path | None = None) -> str:
     """The command that builds ``engine`` for the GPU that is here."""
-    named = f" --bundle {bundle}" if bundle else " --bundle BUNDLE"
-    return f"wafervlm engine{named} -o {engine}"
+    return command("wafervlm", "engine", "--bundle", bundle or "BUNDLE", "-o", engine)
 
 
 def verify_command(engine: Path, bundle: Path) -> str:
     """The command that runs the golden maps on ``engine``."""
-    return f"wafervlm verify --bundle {bundle} --engine {engine}"
+    return command("wafervlm", "verify", "--bundle", bundle, "--engine", engine)
 
 
 @contextlib.contextmanager
@@ -157,18 +172,17 @@ def writing_engine(out: Path) -> Iterator[Path]:
 
 def check_output(out: Path) -> None:
     """Refuse to write over a folder that is no engine. Raises UsageError."""
-    if out.exists() and not (
-        out.is_dir() and ({p.name for p in out.iterdir()} <= {ENGINE_FILE, MANIFEST, VERIFIED})
-    ):
+    if out.exists() and not (out.is_dir() and not _extra(out, ENGINE_FILE)):
         raise UsageError(f"{out} exists and is no engine folder; choose another folder")
 
 
 def write_file(folder: Path, data: Any) -> FileEntry:
     """Write ``data``, any buffer, as the engine of ``folder``."""
     view = memoryview(data).cast("B")
-    with open(folder / ENGINE_FILE, "wb") as file:
+    with ThreadPoolExecutor(1) as beside, open(folder / ENGINE_FILE, "wb") as file:
+        digest = beside.submit(lambda: hashlib.sha256(view).hexdigest())
         file.write(view)
-    return FileEntry(ENGINE_FILE, hashlib.sha256(view).hexdigest(), view.nbytes)
+    return FileEntry(ENGINE_FILE, digest.result(), view.nbytes)
 
 
 def write_engine_manifest(folder: Path, manifest: EngineManifest) -> None:
@@ -208,9 +222,7 @@ def _sync(path: Path) -> None:
 
 def _check_files(engine: Engine) -> None:
     entry, folder = engine.manifest.file, engine.path
-    extra = sorted({p.name for p in folder.iterdir()} - {MANIFEST, VERIFIED, entry.path})
-    extra = [name for name in extra if not name.startswith(f".{VERIFIED}.")]
-    if extra:
+    if extra := _extra(folder, entry.path):
         raise FileSetError(f"engine {folder} holds {extra[0]!r}, which its manifest does not list; remove it")
     path = folder / entry.path
     if not path.is_file() or path.is_symlink():
@@ -218,6 +230,12 @@ def _check_files(engine: Engine) -> None:
             f"engine {folder} lacks the file {entry.path!r}; build it again: {build_command(folder)}"
         )
     _check_size(path, path.stat().st_size, entry.size)
+
+
+def _extra(folder: Path, file: str) -> list[str]:
+    """Names in ``folder`` that are not of an engine; a verification that was being written is of it."""
+    names = {path.name for path in folder.iterdir()} - {MANIFEST, VERIFIED, file}
+    return sorted(name for name in names if not name.startswith(f".{VERIFIED}."))
 
 
 def _check_size(path: Path, size: int, wanted: int) -> None:
@@ -231,13 +249,6 @@ def _check_size(path: Path, size: int, wanted: int) -> None:
 
 def _read_plain(path: Path, size: int) -> bytes:
     """At most ``size`` + 1 bytes of ``path``, which may be no link. Raises FileSetError."""
-    flags = os.O_RDONLY
-    for flag in ("O_BINARY", "O_NOFOLLOW", "O_NONBLOCK"):
-        flags |= getattr(os, flag, 0)
-    try:
-        if path.is_symlink():
-            raise OSError("it is a symbolic link; copy the file instead")
-        with os.fdopen(os.open(path, flags), "rb") as file:
-            return file.read(size + 1)
-    except OSError as error:
-        raise FileSetError(f"{path} cannot be read: {error}") from None
+    with readable(path.parent, "engine"), open_plain(path.parent, path.name, "engine") as file:
+        # Python allocates as much as it is asked for, whatever the file holds.
+        return file.read(min(size, os.fstat(file.fileno()).st_size) + 1)

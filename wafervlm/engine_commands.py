@@ -19,7 +19,7 @@ from wafervlm.errors import IntegrityError
 if TYPE_CHECKING:
     from wafervlm.bundle import Bundle
     from wafervlm.engine import Engine
-    from wafervlm.engine_manifest import EngineManifest
+    from wafervlm.engine_manifest import EngineManifest, Verification
     from wafervlm.runtimes.tensorrt_build import Report, Target
 
 SECONDS_BETWEEN_NOTES = 5.0
@@ -98,19 +98,16 @@ def engine(
     )
     draft = _draft(opened, found, precision, max_batch, allowed)
     started = time.monotonic()
-    standing = _standing(out, draft)
-    if standing is not None:
-        console.say(f"{out} is complete and of this bundle already; nothing to do")
-    manifest = standing or _build(opened, found, draft, out)
-    seconds = 0.0 if standing else time.monotonic() - started
-    console.result({"engine": str(out), "seconds": round(seconds, 1), **manifest.to_dict()}, as_json)
+    manifest = _found_or_built(opened, found, draft, out)
+    seconds = round(time.monotonic() - started, 1)
+    console.result({"engine": str(out), "seconds": seconds, **manifest.to_dict()}, as_json)
     if manifest.verification is None:
         console.say(
             "unverified: it is refused until the golden maps have come out on the machine that uses it"
         )
-        console.next_command(verify_command(out, opened.path))
+        console.say(f"next: {verify_command(out, opened.path)}")
     else:
-        console.next_command(f"wafervlm predict map.npy --bundle {opened.path} --engine {out}")
+        console.next_command("wafervlm", "predict", "map.npy", "--bundle", opened.path, "--engine", out)
 
 
 def _draft(
@@ -137,6 +134,24 @@ def _draft(
         gpu=target.gpu.name if target.gpu else None,
         driver=target.gpu.driver if target.gpu else None,
     )
+
+
+def _found_or_built(bundle: Bundle, target: Target, draft: EngineManifest, out: Path) -> EngineManifest:
+    """The manifest of the engine in ``out``, built where none stands there that is what is asked for. Where
+    the GPU is here the golden maps have come out of it, and ``verification`` says so."""
+    from wafervlm.engine import Engine
+    from wafervlm.runtimes.tensorrt import find_place
+
+    standing = _standing(out, draft)
+    if standing is None:
+        return _build(bundle, target, draft, out)
+    console.say(f"{out} is complete and of this bundle already; it is not built again")
+    if target.gpu is None:
+        return standing
+    # It may have been built ahead of time, or on another GPU of this compute capability.
+    engine = Engine(out, standing)
+    known = engine.verified_at(find_place(engine, bundle))
+    return replace(standing, verification=known or _verify(bundle, engine))
 
 
 def _standing(out: Path, draft: EngineManifest) -> EngineManifest | None:
@@ -168,17 +183,16 @@ def _build(bundle: Bundle, target: Target, draft: EngineManifest, out: Path) -> 
         del data
         write_engine_manifest(work, manifest)
         if target.gpu is not None:
-            manifest = _verified(bundle, Engine(work, manifest))
+            manifest = replace(manifest, verification=_verify(bundle, Engine(work, manifest)))
             write_engine_manifest(work, manifest)
     return manifest
 
 
-def _verified(bundle: Bundle, engine: Engine) -> EngineManifest:
-    from wafervlm.acceptance import verify_engine
+def _verify(bundle: Bundle, engine: Engine) -> Verification:
+    from wafervlm.verification import verify_engine
 
     console.say("running the golden maps")
-    found, _ = verify_engine(bundle, engine)
-    return replace(engine.manifest, verification=found)
+    return verify_engine(bundle, engine)[0]
 
 
 @contextmanager

@@ -137,6 +137,7 @@ def engine_manifest(values: dict[str, Any], where: str) -> EngineManifest:
     check_table(values, _KEYS, where)
     file = file_entry(values["file"], where)
     checks = {
+        "schema_version": (values["schema_version"] >= 1, "1 or more"),
         "file": (file.path == ENGINE_FILE, f"named {ENGINE_FILE}"),
         "builder": (values["builder"] in BUILDERS, f"one of {BUILDERS}"),
         "precision": (values["precision"] in ENGINE_PRECISIONS, f"one of {ENGINE_PRECISIONS}"),

@@ -23,6 +23,7 @@
     +-- SetupError                4  this machine lacks something
     |   +-- MissingDependencyError   a distribution is not installed; says which to install
     |   +-- ProviderError            a runtime or an execution provider is not there
+    |   |   +-- DeviceLost           the GPU stopped answering
     |   +-- WorkshopError            a workshop command was asked of a bare wheel
     |   +-- ResourceError            memory or disk ran out; says what to lower
     +-- GateError                 5  a figure is below what the stage must reach
@@ -125,6 +126,10 @@ class MissingDependencyError(SetupError, ImportError):
 
 class ProviderError(SetupError):
     """A runtime or an execution provider is not there."""
+
+
+class DeviceLost(ProviderError):
+    """The GPU stopped answering; only a new process can use it again."""
 
 
 class WorkshopError(SetupError):

@@ -118,14 +118,16 @@ def measure_files(
 ) -> Mapping[str, Latency]:
     """Time ``model.predict`` on each of the files ``paths``, or ``model.predict_batch`` on ``batch`` of them
     at a time: the whole call as ``total``, seen from outside, and what all its wafers together took to
-    ``read``, ``render`` and ``run``. Files that do not fill a batch are left out. ``report`` is as in
-    time_calls. Raises UsageError."""
+    ``read``, ``render`` and ``run``. The first ``warmup`` batches are not timed, and no file is read twice;
+    files that do not fill a batch are left out. ``report`` is as in time_calls. Raises UsageError."""
 
     def call(some: Sequence[Path]) -> list[Prediction]:
         return model.predict_batch(some) if batch > 1 else [model.predict(some[0])]
 
     batches = [paths[i : i + batch] for i in range(0, len(paths) - batch + 1, batch)]
-    milliseconds, results = time_calls(call, batches, warmup=warmup, report=report)
+    for some in batches[:warmup]:
+        call(some)
+    milliseconds, results = time_calls(call, batches[warmup:], warmup=0, report=report)
     parts = {part: [sum(p.timing_ms[part] for p in found) for found in results] for part in PARTS[1:]}
     return {part: summarise(times) for part, times in {"total": milliseconds, **parts}.items()}
 

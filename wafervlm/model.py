@@ -1,105 +1,34 @@
-"""WaferVLM: a bundle made ready to answer, and verifying that it answers as it did where it was made."""
+"""WaferVLM: a bundle made ready to answer."""
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from wafervlm.bundle import Bundle, open_bundle
-from wafervlm.engine import Engine, open_engine
+from wafervlm.bundle import Bundle
 from wafervlm.errors import ClosedError, ImageError, InputError, UsageError, VerificationError
-from wafervlm.golden import Golden, read_golden
 from wafervlm.manifest import Manifest
-from wafervlm.prediction import Prediction
-from wafervlm.render import RgbImage, render
-from wafervlm.runtimes import Runtime, choose_runtime, open_runtime
+from wafervlm.prediction import Prediction, softmax
+from wafervlm.render import RgbImage
+from wafervlm.runtimes import Runtime
 from wafervlm.task import Task
-from wafervlm.wafermap import WaferMap, check_dies
+from wafervlm.view import View, Wafer, make_view
+from wafervlm.wafermap import WaferMap
 
 if TYPE_CHECKING:
     from wafervlm.words.description import Description
     from wafervlm.words.stream import DescriptionStream, Speaker
 
-log = logging.getLogger(__name__)
-
-Wafer = WaferMap | ArrayLike | str | Path
-
 CHUNK = 16
 """Images in one run; longer lists are cut, so that memory does not grow with the list."""
-
-EXACT_LEVEL, EXACT_TOLERANCE = 0, 1e-3
-
-
-def load(
-    bundle: str | Path | None = None,
-    *,
-    runtime: str | None = None,
-    device: str = "cpu",
-    threads: int | None = None,
-    engine: str | Path | None = None,
-    runtime_cache: str | Path | None = None,
-) -> WaferVLM:
-    """Open the bundle folder ``bundle`` (the embedded nano one when None) and make it ready to answer.
-
-    ``runtime`` is "onnx", "onnx-cuda", "openvino", "tensorrt" or "auto"; None is "tensorrt" where
-    ``engine``, a folder that ``wafervlm engine`` built, is given, else "onnx". "auto" takes the fastest that
-    can run here, "openvino" excepted, and logs which and why. ``runtime_cache`` is a folder in which
-    tensorrt_rtx keeps compiled kernels. ``threads`` is how many threads one prediction uses on the CPU, one
-    per core when None.
-
-    Every file's digest is compared before anything parses it; nothing is fetched, and nothing is written
-    outside ``runtime_cache``. Raises IntegrityError where bundle or engine is not as it was written,
-    VerificationError for an engine that has not reproduced the golden maps here, LockError where the task is
-    not as it was, ProviderError and MissingDependencyError for what this machine lacks, ResourceError where
-    memory runs out, UsageError for an argument that cannot be meant.
-    """
-    opened = open_bundle(bundle)
-    compiled = None if engine is None else open_engine(engine, opened)
-    name, why = (runtime or ("onnx" if compiled is None else "tensorrt")), ""
-    if name == "auto":
-        name, why = choose_runtime(opened, compiled)
-        log.info("runtime auto is %s: %s", name, why)
-        # What was not chosen is not opened.
-        compiled = compiled if name == "tensorrt" else None
-    check = name == "tensorrt" and compiled is not None and _needs_verification(compiled, opened)
-    cache = Path(runtime_cache) if runtime_cache is not None and (name == "tensorrt" or not why) else None
-    ready = open_runtime(name, opened, device=device, threads=threads, engine=compiled, runtime_cache=cache)
-    device = "cuda" if name == "onnx-cuda" else device
-    # What computes may differ from one processor to the next, and is said.
-    why = "; ".join(filter(None, (why, getattr(ready, "about", ""))))
-    text = f"{name} ({why})" if why else name
-    model = WaferVLM(opened, ready, device=device, threads=threads, runtime_name=text)
-    if check and compiled is not None:
-        _accept(model, compiled)
-    return model
-
-
-def _needs_verification(engine: Engine, bundle: Bundle) -> bool:
-    from wafervlm.acceptance import needs_verification
-
-    return needs_verification(engine, bundle)
-
-
-def _accept(model: WaferVLM, engine: Engine) -> None:
-    """Run the golden maps before the first answer; a model that fails them is closed."""
-    from wafervlm.acceptance import accept
-    from wafervlm.runtimes.tensorrt import find_place
-
-    try:
-        accept(model, read_golden(model._bundle), engine, find_place(engine, model._bundle))
-    except BaseException:
-        model.close()
-        raise
 
 
 class WaferVLM:
@@ -243,7 +172,7 @@ class WaferVLM:
         sampling = Sampling(temperature, top_k, top_p, seed)
         limits = Limits(max_tokens, _deadline(timeout), cancelled)
         speaker = self._words()
-        view = _view(wafer, self.task, foreign, bins)
+        view = make_view(wafer, self.task, foreign, bins)
         image = self._checked(view.image[None])
         spent = {"read": view.read / 1e6, "render": view.render / 1e6}
         name = view.wafer.id if view.wafer is not None else view.name
@@ -291,7 +220,7 @@ class WaferVLM:
             views = []
             for index, wafer in enumerate(wafers[first : first + self._chunk], first):
                 try:
-                    views.append(_view(wafer, self.task, foreign, bins))
+                    views.append(make_view(wafer, self.task, foreign, bins))
                 except InputError as error:
                     if len(wafers) == 1:
                         raise
@@ -305,7 +234,7 @@ class WaferVLM:
             for view, row in zip(views, probabilities, strict=True):
                 yield self._prediction(view, row, run / len(views), rest / len(views))
 
-    def _prediction(self, view: _View, row: NDArray[np.float64], run: float, rest: float) -> Prediction:
+    def _prediction(self, view: View, row: NDArray[np.float64], run: float, rest: float) -> Prediction:
         best = int(row.argmax())
         spent = {"read": view.read, "render": view.render, "run": run}
         return Prediction(
@@ -360,106 +289,6 @@ class WaferVLM:
                 "(not finite, or not summing to 1); run: wafervlm verify"
             )
         return scores
-
-
-def softmax(log_probs: NDArray[np.floating[Any]], temperature: float) -> NDArray[np.float64]:
-    """Probabilities float64 (B, L): softmax over the last axis of ``log_probs / temperature``."""
-    scaled = log_probs.astype(np.float64) / temperature
-    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    probabilities: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
-    return probabilities
-
-
-def verify(
-    bundle: str | Path | None = None,
-    *,
-    runtime: str | None = None,
-    threads: int | None = None,
-    engine: str | Path | None = None,
-    runtime_cache: str | Path | None = None,
-) -> dict[str, Any]:
-    """Run the bundle's golden maps on this machine and compare with the scores of the checkpoint.
-
-    At exact accuracy every label log-probability must lie within 1e-3 of the reference; as deployed,
-    within the manifest's ``verify_tolerance``. A graph whose vision tower computes in integers has no exact
-    form: it is verified as deployed alone. ``runtime`` is one that runs the graph itself: "onnx" (also where
-    None), "onnx-cuda" or "openvino". With ``engine`` they run on that engine alone, within its own
-    tolerance, and what came out is kept in its folder, where it can be written ("recorded"), so that ``load``
-    takes it from then on. Returns the figures as plain values. Raises VerificationError where they do not
-    come out, and what ``load`` raises.
-    """
-    opened = open_bundle(bundle)
-    if engine is not None:
-        if runtime not in (None, "tensorrt"):
-            raise UsageError(f"an engine is verified on runtime 'tensorrt' alone, and runtime is {runtime!r}")
-        from wafervlm.acceptance import verify_engine
-
-        cache = None if runtime_cache is None else Path(runtime_cache)
-        found, recorded = verify_engine(opened, open_engine(engine, opened), runtime_cache=cache)
-        return {"bundle": opened.digest, "recorded": recorded, **found.to_dict()}
-    if runtime_cache is not None or runtime == "auto":
-        raise UsageError("without an engine a bundle is verified on a runtime that is named, with no cache")
-    golden = read_golden(opened)
-    graph = opened.manifest.graph
-    levels = {"deployed": (graph.accuracy_level, opened.manifest.verify_tolerance)}
-    if graph.vision == "float32":
-        levels = {"exact": (EXACT_LEVEL, EXACT_TOLERANCE), **levels}
-    on = runtime or "onnx"
-    report: dict[str, Any] = {"bundle": opened.digest, "runtime": on, "maps": len(golden.maps)}
-    for name, (level, tolerance) in levels.items():
-        ready = open_runtime(on, opened, threads=threads, accuracy_level=level)
-        with WaferVLM(opened, ready) as model:
-            report[name] = {"accuracy_level": level, "tolerance": tolerance, **_compare(model, golden)}
-    for name in levels:
-        far, tolerance = report[name]["max_abs_difference"], report[name]["tolerance"]
-        if far > tolerance:
-            raise VerificationError(
-                f"bundle {opened.path} does not reproduce its golden maps here on {on}, {name}: label "
-                f"log-probabilities are {far:.2g} off where {tolerance:g} is allowed; report it with the "
-                "output of: wafervlm doctor"
-            )
-    return report
-
-
-def _compare(model: WaferVLM, golden: Golden) -> dict[str, float]:
-    images = np.stack([render(wafer, model.task.render) for wafer in golden.maps])
-    scores = model.label_log_probs(images)
-    return {
-        "max_abs_difference": float(np.abs(scores - golden.reference).max()),
-        "label_agreement": float((scores.argmax(1) == golden.reference.argmax(1)).mean()),
-    }
-
-
-@dataclass(slots=True)
-class _View:
-    """What the model sees of one wafer, and the nanoseconds it took to read and to render."""
-
-    image: RgbImage
-    wafer: WaferMap | None
-    name: str
-    read: int
-    render: int
-
-
-def _view(item: Wafer, task: Task, foreign: bool, bins: Mapping[str, int] | None) -> _View:
-    started = time.perf_counter_ns()
-    name = Path(item).stem if isinstance(item, (str, Path)) else ""
-    read = _read(item, task, foreign, bins)
-    middle = time.perf_counter_ns()
-    if isinstance(read, WaferMap):
-        image = render(read, task.render)
-        return _View(image, read, name, middle - started, time.perf_counter_ns() - middle)
-    return _View(read, None, name, middle - started, 0)
-
-
-def _read(item: Wafer, task: Task, foreign: bool, bins: Mapping[str, int] | None) -> WaferMap | RgbImage:
-    if isinstance(item, WaferMap):
-        return item
-    if not isinstance(item, (str, Path)):
-        return WaferMap(check_dies(item))
-    from wafervlm.readers import read_file
-
-    return read_file(item, task.render, bins=bins, foreign=foreign)
 
 
 def _deadline(timeout: float | None) -> float | None:

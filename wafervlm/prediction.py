@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from wafervlm.errors import WaferVLMError
 from wafervlm.render import RgbImage
 from wafervlm.wafermap import WaferMap
@@ -118,3 +121,11 @@ def _summary(wafer: WaferMap) -> dict[str, Any]:
         "lot": wafer.lot,
         "digest": wafer.digest,
     }
+
+
+def softmax(log_probs: NDArray[np.floating[Any]], temperature: float) -> NDArray[np.float64]:
+    """Probabilities float64 (B, L): softmax over the last axis of ``log_probs / temperature``."""
+    scaled = log_probs.astype(np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    probabilities: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
+    return probabilities

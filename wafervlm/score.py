@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,7 @@ import numpy as np
 from wafervlm import console
 from wafervlm.archive import (
     INSTALL,
-    PARQUET,
     Archive,
-    Found,
     Piece,
     find_archive,
     import_pyarrow,
@@ -39,7 +36,7 @@ from wafervlm.errors import (
     WaferVLMError,
 )
 from wafervlm.render import RenderSpec
-from wafervlm.wafermap import WaferMap
+from wafervlm.score_parts import pack, part_file, totals, unpack, write_part, write_whole
 
 if TYPE_CHECKING:
     from wafervlm.model import WaferVLM
@@ -53,7 +50,6 @@ _RAY_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
-_SLICE = 256  # maps handed to the model at once, so that pictures of a whole part never stand in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,22 +82,29 @@ def score_archive(paths: Sequence[Path], out: Path, config: ScoreConfig) -> dict
     ``out`` gets part-00000.parquet and so on with the columns id, label, confidence, scores (one field for
     each label), bundle (digest) and error; a map that cannot be read has an error and no answer. Parts that
     are there already are left. Raises UsageError where ``out`` was begun from another archive or bundle or
-    with other settings, IntegrityError for the bundle, SetupError for what this machine lacks.
+    with other settings, or lies in the archive, IntegrityError for the bundle, SetupError for what this
+    machine lacks.
     """
     bundle = open_bundle(config.bundle)
     import_pyarrow()
+    for path in paths:
+        if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+            raise UsageError(
+                f"{out} lies in the archive {path}, whose maps would be counted with it; name "
+                "a folder outside"
+            )
     archive = find_archive(paths)
     parts = archive.parts(config.part_maps)
     _claim(out, archive, bundle.digest, config)
-    missing = [number for number in range(len(parts)) if not _file(out, number).is_file()]
+    missing = [number for number in range(len(parts)) if not part_file(out, number).is_file()]
     done = archive.count - sum(piece.count for number in missing for piece in parts[number])
     stand = len(parts) - len(missing)
     console.say(f"{archive.count} maps in {len(parts)} parts" + f", {stand} complete already" * bool(stand))
     if missing:
         _run([(number, parts[number]) for number in missing], out, config, done, archive.count)
     summary = {"maps": archive.count, "parts": len(parts), "scored": len(missing), "bundle": bundle.digest}
-    summary |= _totals(out, len(parts))
-    _write(out / SUMMARY, json.dumps(summary, indent=1).encode())
+    summary |= totals(out, len(parts))
+    write_whole(out / SUMMARY, json.dumps(summary, indent=1).encode())
     return summary
 
 
@@ -119,46 +122,16 @@ class Scorer:
 
     def _part(self, number: int, data: bytes) -> dict[str, int]:
         found = unpack(data)
-        write_part(_file(self._out, number), found, self._ready())
+        write_part(part_file(self._out, number), found, self._ready())
         return {"part": number, "maps": len(found), "errors": sum(bool(each.error) for each in found)}
 
     def _ready(self) -> WaferVLM:
         # Loaded here and not when the actor is made: what goes wrong then reaches the caller as it is.
         if self._model is None:
-            from wafervlm.model import load
+            from wafervlm.loading import load
 
             self._model = load(self._bundle, device=self._device, threads=self._threads)
         return self._model
-
-
-def write_part(path: Path, found: Sequence[Found], model: WaferVLM) -> None:
-    """Answer for ``found`` and write the Parquet file ``path``. Raises what predictions raise, but for an
-    error in one map, which becomes its row's."""
-    pyarrow = import_pyarrow()
-    labels = model.task.labels
-    columns: dict[str, list[Any]] = {name: [] for name in ("id", "label", "confidence", "scores", "error")}
-    for first in range(0, len(found), _SLICE):
-        slice_ = found[first : first + _SLICE]
-        answers = iter(model.predict_batch([each.wafer for each in slice_ if each.wafer is not None]))
-        for each in slice_:
-            answer = next(answers) if each.wafer is not None else None
-            columns["id"].append(each.id)
-            columns["label"].append(answer and answer.label)
-            columns["confidence"].append(answer and answer.confidence)
-            columns["scores"].append(answer and dict(answer.scores))
-            columns["error"].append(each.error or None)
-    types = {
-        "id": pyarrow.string(),
-        "label": pyarrow.string(),
-        "confidence": pyarrow.float64(),
-        "scores": pyarrow.struct([(label, pyarrow.float64()) for label in labels]),
-        "error": pyarrow.string(),
-    }
-    table = pyarrow.table({name: pyarrow.array(columns[name], kind) for name, kind in types.items()})
-    digest = pyarrow.array([model.digest] * len(found), pyarrow.string())
-    sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(table.add_column(4, "bundle", digest), sink, compression="zstd")
-    _write(path, sink.getvalue().to_pybytes())
 
 
 def _claim(out: Path, archive: Archive, digest: str, config: ScoreConfig) -> None:
@@ -176,7 +149,7 @@ def _claim(out: Path, archive: Archive, digest: str, config: ScoreConfig) -> Non
         if out.exists() and any(out.iterdir()):
             raise UsageError(f"{out} is not empty and holds no {PLAN}; name a new folder")
         out.mkdir(parents=True, exist_ok=True)
-        _write(path, json.dumps(wanted, indent=1).encode())
+        write_whole(path, json.dumps(wanted, indent=1).encode())
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         changed = [key for key in wanted if found[key] != wanted[key]]
@@ -289,36 +262,6 @@ def _read(batch: dict[str, Any], spec: RenderSpec, bins: Mapping[str, int] | Non
     return {"part": batch["part"], "maps": packed}
 
 
-def pack(found: Sequence[Found]) -> bytes:
-    """The maps of a part as one Arrow stream; ``unpack`` reads it."""
-    pyarrow = import_pyarrow()
-    grids = [None if each.wafer is None else each.wafer.dies for each in found]
-    columns = {
-        "id": ([each.id for each in found], pyarrow.string()),
-        "height": ([0 if grid is None else grid.shape[0] for grid in grids], pyarrow.int32()),
-        "dies": ([b"" if grid is None else grid.tobytes() for grid in grids], pyarrow.binary()),
-        "error": ([each.error for each in found], pyarrow.string()),
-    }
-    table = pyarrow.table({name: pyarrow.array(*column) for name, column in columns.items()})
-    sink = pyarrow.BufferOutputStream()
-    with pyarrow.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table)
-    packed: bytes = sink.getvalue().to_pybytes()
-    return packed
-
-
-def unpack(data: bytes) -> list[Found]:
-    """The maps that ``pack`` was given; of each the id, the dies and the error."""
-    pyarrow = import_pyarrow()
-    with pyarrow.ipc.open_stream(data) as stream:
-        columns = stream.read_all().to_pydict()
-    found = []
-    for name, height, dies, error in zip(*columns.values(), strict=True):
-        grid = np.frombuffer(dies, np.uint8).reshape(height, -1) if dies else None
-        found.append(Found(name, None if grid is None else WaferMap(grid, id=name), error))
-    return found
-
-
 def _follow(rows: Iterable[Mapping[str, Any]], done: int, total: int) -> None:
     """Wait for the parts, and say now and then how far they are."""
     begun = noted = time.monotonic()
@@ -331,34 +274,6 @@ def _follow(rows: Iterable[Mapping[str, Any]], done: int, total: int) -> None:
             left = f", {(total - done) / rate:.0f} s left" if done < total else ""
             console.say(f"score: {done}/{total}, {now - begun:.0f} s, {rate:.0f} maps per second{left}")
             noted = now
-
-
-def _totals(out: Path, parts: int) -> dict[str, Any]:
-    """Counts over all parts, and away with what killed writers left."""
-    pyarrow = import_pyarrow()
-    labels: Counter[str] = Counter()
-    errors = 0
-    for number in range(parts):
-        table = pyarrow.parquet.read_table(_file(out, number), columns=["label", "error"])
-        labels.update(label for label in table["label"].to_pylist() if label is not None)
-        errors += len(table) - table["error"].null_count
-    for left in out.glob(".*.writing"):
-        left.unlink(missing_ok=True)
-    return {"labels": dict(sorted(labels.items())), "errors": errors}
-
-
-def _file(out: Path, number: int) -> Path:
-    return out / f"part-{number:05d}{PARQUET}"
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write ``path`` whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.writing")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def _cause(error: BaseException, ray: Any) -> BaseException:

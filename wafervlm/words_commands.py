@@ -15,6 +15,13 @@ from wafervlm.commands import bundle_option, read_bins, threads_option
 @click.argument("path", type=click.Path(path_type=Path))
 @click.argument("question")
 @bundle_option
+@click.option(
+    "--runtime",
+    type=click.Choice(["onnx", "onnx-cuda"]),
+    default="onnx",
+    show_default=True,
+    help="What executes the graphs.",
+)
 @threads_option
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Tokens at the most."
@@ -43,6 +50,7 @@ def describe(
     path: Path,
     question: str,
     bundle: Path | None,
+    runtime: str,
     threads: int | None,
     bins: str | None,
     as_json: bool,
@@ -60,13 +68,14 @@ def describe(
       wafervlm describe map.npy "Is there a ring at the rim?" --bundle bundle/ --json
       wafervlm describe map.npy "How many dies fail?" --bundle bundle/ --temperature 0.7 --seed 1
     """
-    from wafervlm.model import load
+    from wafervlm.loading import load_for_words
 
     codes = None if bins is None else read_bins(bins)
-    with load(bundle, threads=threads) as model:
+    with load_for_words(bundle, runtime=runtime, threads=threads) as model:
         console.settings(
             {
                 "bundle": f"{bundle or 'embedded'} ({model.manifest.name} {model.digest[:12]})",
+                "runtime": model.runtime,
                 "threads": threads or "one for each core",
                 "bins": codes,
                 **options,

@@ -16,7 +16,7 @@ from train.synthetic import wafers
 from wafervlm.bundle import open_bundle
 from wafervlm.golden import read_golden
 from wafervlm.latency import summarise, time_calls
-from wafervlm.model import load
+from wafervlm.loading import load
 from wafervlm.render import RgbImage, render
 from wafervlm.task import WAFER_DEFECTS, Task
 

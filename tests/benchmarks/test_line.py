@@ -14,7 +14,8 @@ from tests.benchmarks.conftest import Ran, stamps
 from train.artefact import folder_digest, read_provenance
 from wafervlm.bundle import open_bundle
 from wafervlm.errors import DatasetError, UsageError
-from wafervlm.model import load, verify
+from wafervlm.loading import load
+from wafervlm.verification import verify
 
 
 def test_killed_at_work_it_goes_on_where_it_stopped(ran: Ran) -> None:

@@ -22,7 +22,7 @@ from train.dataset import dataset_task, read_split
 from train.loading import load_checkpoint
 from train.scorer import label_log_probs
 from wafervlm.errors import SetupError, UsageError
-from wafervlm.model import load
+from wafervlm.loading import load
 from wafervlm.render import render
 
 

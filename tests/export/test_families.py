@@ -29,8 +29,8 @@ from train.scorer import label_log_probs
 from train.sft import fine_tune
 from wafervlm.bundle import open_bundle
 from wafervlm.golden import read_golden
-from wafervlm.model import verify
 from wafervlm.render import render
+from wafervlm.verification import verify
 
 
 @dataclass(frozen=True)

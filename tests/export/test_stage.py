@@ -26,9 +26,10 @@ from wafervlm.bundle import GOLDEN, open_bundle
 from wafervlm.errors import DatasetError, GateError, UsageError
 from wafervlm.golden import read_golden
 from wafervlm.manifest import Manifest
-from wafervlm.model import softmax, verify
+from wafervlm.prediction import softmax
 from wafervlm.render import render
 from wafervlm.task import Task
+from wafervlm.verification import verify
 
 
 @pytest.fixture(scope="module")

@@ -28,9 +28,9 @@ from train.synthetic import wafers
 from wafervlm.bundle import open_bundle
 from wafervlm.errors import CheckpointError, UsageError
 from wafervlm.golden import read_golden
-from wafervlm.model import verify
 from wafervlm.render import render
 from wafervlm.task import Task
+from wafervlm.verification import verify
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ nothing. The last one computes on the CPU what the rounding alone does to the sc
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from onnx import TensorProto, helper
 from export.stage import build_model
 from export.weights import Weights
 from tests.wafervlm.toy import make_wafers
-from wafervlm.bundle import Bundle, Graph, Manifest
+from wafervlm.bundle import Bundle, FileEntry, Graph, Manifest
 from wafervlm.render import render
 from wafervlm.runtimes import tensorrt_build
 from wafervlm.runtimes.tensorrt_package import Library
@@ -48,9 +49,10 @@ def bundle_of(graph: Path, task: Task) -> Bundle:
     """Of which only the graph and the manifest are read."""
     calibrate = {"stage": "calibrate", "parity": {"absolute_maximum": 50.0}}
     about = Graph(precision="int4", group_size=32)
-    return Bundle(
-        graph.parent, Manifest("tiny", "2026", task, about, 1.0, 1e-3, provenance=(calibrate,)), "0" * 64
-    )
+    data = graph.read_bytes()
+    files = (FileEntry(graph.name, hashlib.sha256(data).hexdigest(), len(data)),)
+    manifest = Manifest("tiny", "2026", task, about, 1.0, 1e-3, provenance=(calibrate,), files=files)
+    return Bundle(graph.parent, manifest, "0" * 64)
 
 
 def parsed(rtx: Library, graph: Path) -> tuple[Any, ...]:

@@ -24,9 +24,10 @@ from tests.conftest import SIDES, square_task
 from tests.export.test_step import noisy
 from train.loading import encode, load_checkpoint, load_processor
 from train.synthetic import wafers as synthetic
-from wafervlm.bundle import open_bundle
-from wafervlm.cli import main
-from wafervlm.errors import ClosedError, InputError, PredictionTimeout, TaskError, UsageError
+from wafervlm.bundle import Bundle, open_bundle
+from wafervlm.cli import cli, main
+from wafervlm.errors import ClosedError, InputError, PredictionTimeout, ProviderError, TaskError, UsageError
+from wafervlm.loading import load_for_words
 from wafervlm.model import WaferVLM
 from wafervlm.render import render
 from wafervlm.task import Order, Task
@@ -296,6 +297,33 @@ def test_the_command_prints_the_text_and_settings_apart(
     assert (values["text"], values["question"], values["finish"]) == (wanted, "Where?", "length")
     assert main(["describe", str(tmp_path / "map.npy"), "Where?"]) == 2
     assert "exported without words" in capfd.readouterr().err
+
+
+def test_the_command_opens_the_graphs_for_words_alone_and_says_on_what(
+    qwen3_bundle: Path, wafer: WaferMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wafervlm.runtimes.onnx as module
+
+    np.save(tmp_path / "map.npy", wafer.dies)
+    opened: list[str] = []
+    real = module.open_session
+
+    def noted(bundle: Bundle, file: str, **options: object) -> object:
+        opened.append(file)
+        return real(bundle, file, **options)  # type: ignore[arg-type]
+
+    for user in ("wafervlm.runtimes.onnx", "wafervlm.words.steps"):
+        monkeypatch.setattr(f"{user}.open_session", noted)
+    arguments = ["describe", str(tmp_path / "map.npy"), "Where?", "--bundle", str(qwen3_bundle)]
+    done = CliRunner().invoke(cli, [*arguments, "--max-tokens", "2", "--threads", "1"])
+    assert (done.exit_code, sorted(opened)) == (0, ["features.onnx", "step.onnx"])
+    assert "2 tokens" in done.stderr and "onnx on cpu" in done.stderr
+    with load_for_words(qwen3_bundle, threads=1) as model, wafervlm.load(qwen3_bundle, threads=1) as other:
+        assert model.predict(wafer).scores == other.predict(wafer).scores
+    with pytest.raises(ClosedError):
+        model.predict(wafer)
+    if "CUDAExecutionProvider" not in module.import_onnxruntime().get_available_providers():
+        assert main([*arguments, "--runtime", "onnx-cuda"]) == ProviderError.exit_code
 
 
 def test_help_has_examples() -> None:

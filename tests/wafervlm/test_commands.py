@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -49,6 +50,17 @@ def test_predict_says_what_the_library_says(toy_bundle: Path, maps: Path, capsys
     assert (name, label, confidence) == (str(maps / "a.npy"), answer.label, f"{answer.confidence:.3f}")
     assert model.digest[:12] in said.err
     assert "next: wafervlm predict" in said.err
+
+
+def test_what_is_suggested_can_be_pasted(toy_bundle: Path, maps: Path, capsys: Capture) -> None:
+    bundle = toy_bundle.rename(toy_bundle.with_name("a bundle"))
+    path = (maps / "a.npy").rename(maps / "a map.npy")
+    assert run("predict", path, "--bundle", bundle, "--threads", 1) == 0
+    suggested = capsys.readouterr().err.splitlines()[-1].removeprefix("next: ")
+    wanted = ["wafervlm", "predict", str(path), "--bundle", str(bundle), "--plot", "answer.png"]
+    assert shlex.split(suggested) == wanted
+    assert run("predict", path, "--bundle", bundle, "--runtime", "tensorrt") == 2
+    assert f"wafervlm engine --bundle '{bundle}' -o ENGINE" in capsys.readouterr().err
 
 
 def test_json_gives_one_line_for_each_wafer(

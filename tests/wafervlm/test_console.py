@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,9 +33,21 @@ def test_result_for_people_is_aligned_and_flat(capsys: Capture) -> None:
     ]
 
 
+@pytest.mark.parametrize("system", ["posix", "nt"])
+def test_a_command_can_be_pasted_whatever_its_paths_hold(
+    system: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(console, "os", SimpleNamespace(name=system))
+    line = console.command("wafervlm", "predict", PurePosixPath("/my maps/a.npy"), "--batch", 4)
+    console.next_command("wafervlm", "predict", "my map.npy")
+    quote = "'" if system == "posix" else '"'
+    assert line == f"wafervlm predict {quote}/my maps/a.npy{quote} --batch 4"
+    assert capsys.readouterr().err == f"next: wafervlm predict {quote}my map.npy{quote}\n"
+
+
 def test_settings_and_next_command_go_to_stderr(capsys: Capture) -> None:
     console.settings({"seed": 3})
-    console.next_command("wafervlm verify")
+    console.next_command("wafervlm", "verify")
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == "settings\n  seed  3\nnext: wafervlm verify\n"

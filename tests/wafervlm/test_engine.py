@@ -32,6 +32,7 @@ from wafervlm.errors import (
     SchemaVersionError,
     UsageError,
 )
+from wafervlm.verification import verify
 
 HERE = Place("Fake GPU", "8.9", "13.0", "tensorrt_rtx", "1.7.1.116")
 BYTES = b"an engine" * 1000
@@ -266,6 +267,9 @@ def test_load_asks_for_what_belongs_together(shared_toy_bundle: Path, folder: Pa
         wafervlm.load(shared_toy_bundle, runtime="onnx", engine=folder)
     with pytest.raises(UsageError, match="keeps no runtime cache"):
         wafervlm.load(shared_toy_bundle, runtime_cache=folder)
+    for options in ({"runtime": "auto"}, {"runtime_cache": folder}):
+        with pytest.raises(UsageError, match="leave 'auto' and the cache out"):
+            verify(shared_toy_bundle, **options)  # type: ignore[arg-type]
 
 
 def test_auto_says_what_it_took_and_why(

@@ -17,6 +17,7 @@ PUBLIC = [
     "ConfigError",
     "DatasetError",
     "Description",
+    "DeviceLost",
     "DigestError",
     "FileFormatError",
     "FileSetError",

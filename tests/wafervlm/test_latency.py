@@ -109,13 +109,15 @@ def test_files_are_timed_one_by_one_and_in_lists(paths: list[Path]) -> None:
     assert (alone["total"].calls, alone["read"].p50, alone["run"].p99) == (7, 2, 4)
     model = Clock()
     lists = measure_files(model, paths, batch=3, warmup=1)
-    assert model.asked == [paths[:3], paths[:3], paths[3:6]]
-    assert (lists["total"].calls, lists["read"].p50, lists["render"].p50, lists["run"].p50) == (2, 6, 3, 12)
+    assert model.asked == [paths[:3], paths[3:6]], "what warms up is not asked again"
+    assert (lists["total"].calls, lists["read"].p50, lists["render"].p50, lists["run"].p50) == (1, 6, 3, 12)
+    with pytest.raises(UsageError, match="on 0 inputs"):
+        measure_files(Clock(), paths, batch=3, warmup=2)
 
 
 def test_files_take_time_to_read(shared_toy_bundle: Path, paths: list[Path]) -> None:
     with wafervlm.load(shared_toy_bundle, threads=1) as model:
-        found = measure_files(model, paths, batch=2)
+        found = measure_files(model, paths, batch=2, warmup=1)
     assert set(found) == set(PARTS)
     assert 0 < found["read"].minimum < found["total"].minimum
 

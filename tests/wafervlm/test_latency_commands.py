@@ -8,13 +8,16 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import wafervlm
-from wafervlm import cli
+from wafervlm import cli, view
+from wafervlm.errors import MissingDependencyError
 from wafervlm.latency import PARTS
+from wafervlm.model import WaferVLM
 
 ROOT = Path(wafervlm.__file__).parents[1]
 Capture = pytest.CaptureFixture[str]
@@ -82,6 +85,38 @@ def test_json_prints_nothing_else(
     assert [timed["batch"] for timed in json.loads(line)["latency"]] == [1]
     assert "calls" in said.err
     assert not list((tmp_path / "maps").iterdir()), "the maps are removed"
+
+
+def test_no_map_is_read_twice(toy_bundle: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[bytes] = []
+    real = view.make_view
+
+    def noted(item: Any, *others: Any) -> view.View:
+        read.append(Path(item).read_bytes())
+        return real(item, *others)
+
+    monkeypatch.setattr("wafervlm.model.make_view", noted)
+    arguments = ["--bundle", str(toy_bundle), "--calls", "5", "--threads", "1", "--json"]
+    assert cli.main(["benchmark", "--latency", *arguments, "--warmup", "2", "--batch", "3"]) == 0
+    timed = json.loads(capsys.readouterr().out)["latency"]
+    assert [(each["batch"], each["calls"]) for each in timed] == [(1, 5), (3, 10)]
+    assert len(set(read)) == len(read) == 1 + (2 + 5) + 3 * (2 + 10)
+
+
+def test_figures_are_given_where_the_gpu_cannot_be_named(
+    toy_bundle: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> Any:
+        raise MissingDependencyError("cuda-python cannot be used")
+
+    monkeypatch.setattr("wafervlm.runtimes.cuda.find_gpu", none)
+    monkeypatch.setattr(WaferVLM, "runtime", "onnx-cuda")
+    assert cli.main(["benchmark", "--latency", "--bundle", str(toy_bundle), "--calls", "3"]) == 0
+    said = capsys.readouterr()
+    summary = json.loads(said.out.splitlines()[-1])
+    assert summary["gpu"] is None
+    assert summary["latency"][0]["calls"] == 3
+    assert "the GPU is not named: cuda-python cannot be used" in said.err
 
 
 def test_the_runtime_is_chosen(toy_bundle: Path, capsys: Capture) -> None:

@@ -41,8 +41,10 @@ from wafervlm import (
 from wafervlm.bundle import GOLDEN, MANIFEST, open_bundle, write_manifest
 from wafervlm.golden import Golden, read_golden, write_golden
 from wafervlm.manifest import Graph, Manifest
-from wafervlm.model import CHUNK, softmax, verify
+from wafervlm.model import CHUNK
+from wafervlm.prediction import softmax
 from wafervlm.render import render
+from wafervlm.verification import verify
 
 BundleOf = Callable[..., Path]
 

@@ -32,10 +32,10 @@ from wafervlm.errors import (
     VerificationError,
 )
 from wafervlm.manifest import Manifest
-from wafervlm.model import verify
 from wafervlm.render import RgbImage, render
 from wafervlm.runtimes import open_runtime
 from wafervlm.runtimes.openvino import OpenVinoRuntime, import_openvino, settings
+from wafervlm.verification import verify
 from wafervlm.wafermap import WaferMap
 
 pytest.importorskip("openvino")

@@ -19,7 +19,8 @@ from tests.wafervlm.toy import LABELS
 from wafervlm import WaferMap, cli
 from wafervlm.archive import Found
 from wafervlm.errors import ProviderError, ResourceError, UsageError
-from wafervlm.score import ScoreConfig, _actors, pack, score_archive, unpack
+from wafervlm.score import ScoreConfig, _actors, score_archive
+from wafervlm.score_parts import pack, unpack
 
 ROOT = Path(wafervlm.__file__).parents[1]
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'wafervlm[archive]'")

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,14 @@ import pytest
 from wafervlm import cli, doctor
 from wafervlm.bundle import Bundle, open_bundle
 from wafervlm.engine import open_engine
-from wafervlm.errors import MissingDependencyError, ProviderError, SetupError, UsageError
+from wafervlm.errors import (
+    DigestError,
+    MissingDependencyError,
+    ProviderError,
+    SetupError,
+    UsageError,
+    VerificationError,
+)
 from wafervlm.manifest import Graph, Manifest
 from wafervlm.runtimes import cuda, tensorrt_api, tensorrt_build, tensorrt_package, tensorrt_precision
 from wafervlm.runtimes.tensorrt_build import build_engine, check_buildable, find_target, is_memory
@@ -123,8 +131,8 @@ def test_the_table_holds_what_the_code_calls() -> None:
     modules = (tensorrt_build, tensorrt_package, tensorrt_precision)
     source = "".join(inspect.getsource(module) for module in modules)
     folder = Path(tensorrt_api.__file__).parent
-    others = (folder / "tensorrt.py", folder / "tensorrt_cache.py", folder.parent / "engine_commands.py")
-    source += "".join(path.read_text() for path in others)
+    others = ("tensorrt.py", "tensorrt_cache.py", "tensorrt_loading.py", "../engine_commands.py")
+    source += "".join((folder / name).read_text() for name in others)
     for owner, names in table(rtx=True).items():
         for name in names:
             found = re.search(rf"\b{name}\b", source) or (owner == "ComputeCapability" and '"SM"' in source)
@@ -217,7 +225,29 @@ def test_a_toy_bundle_becomes_an_engine_folder(
     assert len(built.read()) == built.manifest.file.size > 1000
     assert cli.main(command) == 0
     assert "it is not built again" in capsys.readouterr().err
-    assert cli.main(["predict", "map.npy", "--bundle", str(toy.path), "--engine", str(out)]) in (2, 3, 4)
+    try:
+        fits = cuda.find_gpu().compute_capability in ("8.6", "8.9")
+    except SetupError:
+        fits = False
+    code = (VerificationError if fits else SetupError).exit_code
+    assert cli.main(["predict", "map.npy", "--bundle", str(toy.path), "--engine", str(out)]) == code
+    assert ("golden maps" in capsys.readouterr().err) is fits
+
+
+def test_the_parser_gets_the_bytes_that_were_checked(toy_bundle: Path) -> None:
+    bundle = open_bundle(toy_bundle)
+    given: list[tuple[bytes, str]] = []
+    parser: Any = SimpleNamespace(parse=lambda data, path: given.append((data, path)) is None)
+    library: Any = None
+    graph = toy_bundle / bundle.manifest.graph.file
+    tensorrt_build._parse(parser, library, bundle)
+    assert given == [(graph.read_bytes(), str(graph.resolve()))]
+    data = bytearray(graph.read_bytes())
+    data[-1] ^= 1
+    graph.write_bytes(data)
+    with pytest.raises(DigestError):
+        tensorrt_build._parse(parser, library, bundle)
+    assert len(given) == 1
 
 
 @pytest.mark.tensorrt

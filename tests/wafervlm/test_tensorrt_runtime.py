@@ -32,6 +32,7 @@ from wafervlm.engine import (
 from wafervlm.engine_manifest import ENGINE_FILE
 from wafervlm.errors import (
     ClosedError,
+    DeviceLost,
     DigestError,
     ManifestError,
     PredictionTimeout,
@@ -39,12 +40,13 @@ from wafervlm.errors import (
     ResourceError,
     UsageError,
     VerificationError,
+    WaferVLMWarning,
 )
 from wafervlm.golden import read_golden
 from wafervlm.render import render
 from wafervlm.runtimes import open_runtime
-from wafervlm.runtimes.cuda import DeviceLost
 from wafervlm.runtimes.tensorrt_package import Messages
+from wafervlm.verification import verify
 from wafervlm.wafermap import WaferMap
 
 VERSION = "1.7.1.116"
@@ -330,7 +332,7 @@ def test_an_engine_in_a_read_only_folder_is_verified_at_each_start(
 
 def test_scores_that_are_off_are_not_recorded(machine: Machine) -> None:
     with pytest.raises(VerificationError, match=r"up to .* off \(0\.5 allowed\).*do not use it"):
-        wafervlm.model.verify(machine.bundle.path, engine=machine.folder)  # type: ignore[attr-defined]
+        verify(machine.bundle.path, engine=machine.folder)
     assert not (machine.folder / "verified.json").exists()
 
 
@@ -350,7 +352,7 @@ def test_one_wafer_and_many_must_both_come_out(
 
     monkeypatch.setattr(TensorRTRuntime, "run", answer)
     with pytest.raises(VerificationError, match="does not reproduce the golden maps"):
-        wafervlm.model.verify(machine.bundle.path, engine=machine.folder)  # type: ignore[attr-defined]
+        verify(machine.bundle.path, engine=machine.folder)
 
 
 def test_an_engine_that_stands_is_verified_where_its_gpu_is(
@@ -380,7 +382,7 @@ def test_an_engine_that_stands_is_verified_where_its_gpu_is(
 def test_long_lists_are_cut_to_what_the_engine_takes(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, wafers: list[WaferMap]
 ) -> None:
-    monkeypatch.setattr("wafervlm.acceptance.needs_verification", lambda *_: False)
+    monkeypatch.setattr("wafervlm.verification.needs_verification", lambda *_: False)
     manifest = replace(read_manifest(machine.folder), max_batch=3)
     write_engine_manifest(machine.folder, manifest)
     machine.fake = FakeEngine(machine.context, SIDE, 3)
@@ -393,13 +395,15 @@ def test_long_lists_are_cut_to_what_the_engine_takes(
 def test_auto_takes_the_engine_where_it_can_run_and_says_why_not_elsewhere(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wafervlm.acceptance.needs_verification", lambda *_: False)
+    monkeypatch.setattr("wafervlm.verification.needs_verification", lambda *_: False)
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     path = machine.bundle.path
     with wafervlm.load(path, runtime="auto", engine=machine.folder) as model:
         assert model.runtime == "tensorrt (the engine runs on Fake GPU (compute capability 8.9))"
     machine.cuda.capability = (7, 5)
-    with wafervlm.load(path, runtime="auto", engine=machine.folder, threads=1) as model:
+    with pytest.warns(WaferVLMWarning, match=r"engine .* is not used: runtime auto is onnx .*has 7\.5"):
+        model = wafervlm.load(path, runtime="auto", engine=machine.folder, threads=1)
+    with model:
         assert model.runtime.startswith("onnx (not tensorrt: engine")
         assert "has 7.5" in model.runtime
 

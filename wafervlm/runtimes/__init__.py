@@ -65,7 +65,8 @@ def open_runtime(
         return _open_tensorrt(bundle, engine, runtime_cache)
     if engine is not None or runtime_cache is not None:
         raise UsageError(
-            f"runtime {name!r} runs no engine and keeps no runtime cache; take runtime 'tensorrt'"
+            f"runtime {name!r} runs no engine and keeps no runtime cache; leave them out, or take runtime "
+            "'tensorrt'"
         )
     if name == "openvino":
         if device != "cpu":
@@ -113,9 +114,11 @@ def _usable(name: str, bundle: Bundle, engine: Engine | None) -> str:
 
 def _open_tensorrt(bundle: Bundle, engine: Engine | None, runtime_cache: Path | None) -> Runtime:
     if engine is None:
+        from wafervlm.engine import build_command
+
         raise UsageError(
             "runtime 'tensorrt' runs an engine, and none is named; name one (--engine), or build it: "
-            f"wafervlm engine --bundle {bundle.path} -o ENGINE"
+            + build_command(Path("ENGINE"), bundle.path)
         )
     from wafervlm.runtimes.tensorrt import TensorRTRuntime
 

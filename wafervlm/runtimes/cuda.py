@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wafervlm.errors import (
+    DeviceLost,
     MissingDependencyError,
     ProviderError,
     ResourceError,
@@ -33,10 +34,6 @@ FATAL = (
     *("cudaErrorContextIsDestroyed", "cudaErrorUnknown"),
 )
 _ABSENT = ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorStubLibrary")
-
-
-class DeviceLost(ProviderError):
-    """The GPU stopped answering; only a new process can use it again."""
 
 
 @dataclass(frozen=True, slots=True)

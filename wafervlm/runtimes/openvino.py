@@ -160,10 +160,10 @@ def _compile(bundle: Bundle, wanted: dict[str, Any]) -> Any:
     openvino = import_openvino()
     graph, spec = bundle.manifest.graph, bundle.manifest.task.render
     where = bundle.path / graph.file
-    # The digest is of these very bytes, so no one can exchange the file after it was checked.
     data = bundle.read(graph.file)
-    # Weights in a file of their own are looked for beside the graph only where that has a path, and then
-    # not outside its folder; of a graph without one in the working directory.
+    # The digest is of these very bytes where the graph is whole. Weights in a file of their own are looked
+    # for beside it only where it has a path, else in the working directory; it and they are then read again
+    # from the bundle's folder, and not outside it, after their digests were compared.
     source = where if _EXTERNAL_KEY in data else data
     core = openvino.Core()
     try:

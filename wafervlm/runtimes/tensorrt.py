@@ -22,7 +22,7 @@ from wafervlm.engine import Engine, build_command, verify_command
 from wafervlm.engine_manifest import Place
 from wafervlm.errors import (
     ClosedError,
-    ManifestError,
+    DeviceLost,
     MissingDependencyError,
     PredictionTimeout,
     ProviderError,
@@ -31,16 +31,12 @@ from wafervlm.errors import (
     UsageError,
 )
 from wafervlm.render import RgbImage
-from wafervlm.runtimes.cuda import DeviceLost, Stream, byte_size, find_gpu
-from wafervlm.runtimes.tensorrt_api import (
-    ICudaEngine,
-    IExecutionContext,
-    RtxCudaEngine,
-    Runtime as Loader,
-)
+from wafervlm.runtimes.cuda import Stream, byte_size, find_gpu
+from wafervlm.runtimes.tensorrt_api import IExecutionContext, RtxCudaEngine
 from wafervlm.runtimes.tensorrt_build import is_memory
 from wafervlm.runtimes.tensorrt_cache import KernelCache
-from wafervlm.runtimes.tensorrt_package import INSTALL, RTX, Library, import_library
+from wafervlm.runtimes.tensorrt_loading import check_contract, deserialise
+from wafervlm.runtimes.tensorrt_package import INSTALL, RTX, import_library
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +100,8 @@ class TensorRTRuntime:
         )
         try:
             self._loader = self._library.module.Runtime(self._library.logger)
-            self._engine = _deserialise(self._loader, self._library, engine, bundle)
-            _check_contract(self._engine, self._library, engine, bundle)
+            self._engine = deserialise(self._loader, self._library, engine, bundle)
+            check_contract(self._engine, self._library, engine, bundle)
             self._context = self._make_context(engine)
         except BaseException:
             self._stream.close()
@@ -267,50 +263,6 @@ class _Captured:
         graph, self.graph, self.batch = self.graph, None, 0
         if graph is not None:
             stream.forget(graph)
-
-
-def _deserialise(loader: Loader, library: Library, engine: Engine, bundle: Bundle) -> ICudaEngine:
-    library.messages.take()
-    # The digest is of these very bytes, so no one can exchange the file after it was checked.
-    loaded = loader.deserialize_cuda_engine(engine.read())
-    if loaded is not None:
-        return loaded
-    reason = library.reason()
-    if is_memory(reason):
-        raise ResourceError(
-            f"the GPU's memory is too small for engine {engine.path} of "
-            f"{engine.manifest.file.size / 1e6:.0f} MB: {reason}; close other programs on it"
-        )
-    raise ProviderError(
-        f"{library.name} {library.version} cannot load engine {engine.path}, though the file is as it was "
-        f"written: {reason}; build it again: {build_command(engine.path, bundle.path)}"
-    )
-
-
-def _check_contract(loaded: ICudaEngine, library: Library, engine: Engine, bundle: Bundle) -> None:
-    """Refuse an engine that does not have the inputs and outputs that the bundle's task asks for."""
-    trt, graph, task = library.module, bundle.manifest.graph, bundle.manifest.task
-    names = [loaded.get_tensor_name(index) for index in range(loaded.num_io_tensors)]
-    wanted = {
-        graph.input: (trt.TensorIOMode.INPUT, trt.DataType.UINT8, (task.render.height, task.render.width, 3)),
-        graph.output: (trt.TensorIOMode.OUTPUT, trt.DataType.FLOAT, (len(task.labels),)),
-    }
-    has = {
-        name: (
-            loaded.get_tensor_mode(name),
-            loaded.get_tensor_dtype(name),
-            tuple(loaded.get_tensor_shape(name))[1:],
-        )
-        for name in names
-    }
-    shapes = loaded.get_tensor_profile_shape(graph.input, 0) if graph.input in names else [[0]]
-    largest = shapes[-1][0]
-    if has != wanted or largest != engine.manifest.max_batch:
-        raise ManifestError(
-            f"engine {engine.path} does not take and give what its bundle's task asks for "
-            f"({', '.join(names)}; up to {largest} images); build it again: "
-            f"{build_command(engine.path, bundle.path)}"
-        )
 
 
 def _distribution(builder: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from wafervlm.bundle import Bundle
@@ -20,6 +21,7 @@ from wafervlm.errors import (
 )
 from wafervlm.manifest import Manifest
 from wafervlm.runtimes.cuda import Gpu, find_gpu
+from wafervlm.runtimes.host_memory import map_large_blocks, release_mapped
 from wafervlm.runtimes.tensorrt_api import (
     Builder,
     IBuilderConfig,
@@ -90,10 +92,8 @@ def check_buildable(manifest: Manifest, precision: str, capabilities: tuple[str,
             "export MERGED -o BUNDLE"
         )
     if "7.5" in capabilities and precision != "fp32":
-        raise UsageError(
-            "compute capability 7.5 has no bf16, which with fp16 too the vision tower computes in; leave 7.5 "
-            "out, or take --precision fp32"
-        )
+        what = "compute capability 7.5 has no bf16, in which the vision tower computes with fp16 too"
+        raise UsageError(f"{what}; leave 7.5 out, or take --precision fp32")
     if precision == "fp16":
         _check_fp16(manifest)
 
@@ -110,6 +110,7 @@ def build_engine(
     library = target.library
     trt = library.module
     library.messages.take()
+    map_large_blocks()
     builder = trt.Builder(library.logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     # The parser holds the weights that it read until the engine is built.
@@ -121,7 +122,7 @@ def build_engine(
     config.clear_flag(trt.BuilderFlag.TF32)  # what stays in float32 is meant to be exact
     _set_capabilities(library, config, target)
     _add_profile(builder, config, network, max_batch)
-    with _progress(library, config, report) as stopped:
+    with _progress(library, config, report, bundle.path) as stopped:
         engine = builder.build_serialized_network(network, config)
         if stopped():
             raise KeyboardInterrupt
@@ -199,8 +200,8 @@ def _check_fp16(manifest: Manifest) -> None:
 
 def _parse(parser: OnnxParser, library: Library, bundle: Bundle) -> None:
     path = bundle.path / bundle.manifest.graph.file
-    # From the file, since weights beyond 2 GB lie beside it.
-    if parser.parse_from_file(str(path.resolve())):
+    # The digest is of these very bytes; only weights that lie beside the graph are read from its folder.
+    if parser.parse(bundle.read(bundle.manifest.graph.file), str(path.resolve())):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     nodes = sorted(
@@ -267,7 +268,7 @@ def is_memory(text: str) -> bool:
 
 @contextmanager
 def _progress(
-    library: Library, config: IBuilderConfig, report: Report | None
+    library: Library, config: IBuilderConfig, report: Report | None, bundle: Path
 ) -> Iterator[Callable[[], bool]]:
     """Report the build's phases; yield whether it was stopped by Ctrl-C, which ends a build between steps."""
     interrupted = threading.Event()
@@ -288,6 +289,9 @@ def _progress(
 
         def phase_finish(self, phase_name: str) -> None:
             steps.pop(phase_name, None)
+            # The parser maps the weights' file, and what was read of it would stay beside the copies.
+            with suppress(OSError):
+                release_mapped(bundle)
 
         def _tell(self, phase: str, step: int) -> None:
             # An exception must not pass through TensorRT's own frames.

@@ -1,0 +1,158 @@
+"""Verification: whether the golden maps' scores come out on this machine, of a bundle and of an engine.
+
+An engine may be used only where they do.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wafervlm.bundle import Bundle, open_bundle
+from wafervlm.engine import Engine, now, open_engine, verify_command
+from wafervlm.engine_manifest import Place, Verification
+from wafervlm.errors import UsageError, VerificationError
+from wafervlm.golden import Golden, read_golden
+from wafervlm.model import WaferVLM
+from wafervlm.render import render
+from wafervlm.runtimes import open_runtime
+from wafervlm.runtimes.tensorrt import find_place
+
+log = logging.getLogger(__name__)
+
+EXACT_LEVEL, EXACT_TOLERANCE = 0, 1e-3
+
+AGREEMENT = 0.9
+PROBABILITY_TOLERANCE = 0.05
+
+
+def verify(
+    bundle: str | Path | None = None,
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
+    engine: str | Path | None = None,
+    runtime_cache: str | Path | None = None,
+) -> dict[str, Any]:
+    """Run the bundle's golden maps on this machine and compare with the scores of the checkpoint.
+
+    At exact accuracy every label log-probability must lie within 1e-3 of the reference; as deployed,
+    within the manifest's ``verify_tolerance``. A graph whose vision tower computes in integers has no exact
+    form: it is verified as deployed alone. ``runtime`` is one that runs the graph itself: "onnx" (also where
+    None), "onnx-cuda" or "openvino". With ``engine`` they run on that engine alone, within its own
+    tolerance, and what came out is kept in its folder, where it can be written ("recorded"), so that ``load``
+    takes it from then on. Returns the figures as plain values. Raises VerificationError where they do not
+    come out, and what ``load`` raises.
+    """
+    opened = open_bundle(bundle)
+    if engine is not None:
+        if runtime not in (None, "tensorrt"):
+            raise UsageError(f"an engine is verified on runtime 'tensorrt' alone, and runtime is {runtime!r}")
+        cache = None if runtime_cache is None else Path(runtime_cache)
+        found, recorded = verify_engine(opened, open_engine(engine, opened), runtime_cache=cache)
+        return {"bundle": opened.digest, "recorded": recorded, **found.to_dict()}
+    if runtime_cache is not None or runtime == "auto":
+        raise UsageError(
+            "without an engine a bundle is verified on one runtime, which must be named, and no runtime "
+            "cache is kept; leave 'auto' and the cache out"
+        )
+    golden = read_golden(opened)
+    graph = opened.manifest.graph
+    levels = {"deployed": (graph.accuracy_level, opened.manifest.verify_tolerance)}
+    if graph.vision == "float32":
+        levels = {"exact": (EXACT_LEVEL, EXACT_TOLERANCE), **levels}
+    on = runtime or "onnx"
+    report: dict[str, Any] = {"bundle": opened.digest, "runtime": on, "maps": len(golden.maps)}
+    for name, (level, tolerance) in levels.items():
+        ready = open_runtime(on, opened, threads=threads, accuracy_level=level)
+        with WaferVLM(opened, ready) as model:
+            report[name] = {"accuracy_level": level, "tolerance": tolerance, **_compare(model, golden)}
+    for name in levels:
+        far, tolerance = report[name]["max_abs_difference"], report[name]["tolerance"]
+        if far > tolerance:
+            raise VerificationError(
+                f"bundle {opened.path} does not reproduce its golden maps here on {on}, {name}: label "
+                f"log-probabilities are {far:.2g} off where {tolerance:g} is allowed; report it with the "
+                "output of: wafervlm doctor"
+            )
+    return report
+
+
+def _compare(model: WaferVLM, golden: Golden) -> dict[str, float]:
+    images = np.stack([render(wafer, model.task.render) for wafer in golden.maps])
+    scores = model.label_log_probs(images)
+    return {
+        "max_abs_difference": float(np.abs(scores - golden.reference).max()),
+        "label_agreement": float((scores.argmax(1) == golden.reference.argmax(1)).mean()),
+    }
+
+
+def accept(model: WaferVLM, golden: Golden, engine: Engine, place: Place) -> Verification:
+    """Run the golden maps through ``model``, which runs ``engine`` at ``place``, together and one by one.
+
+    Label log-probabilities must lie within the engine's tolerance of the checkpoint's, probabilities within
+    0.05, and nine labels in ten be the same. Raises VerificationError otherwise.
+    """
+    images = np.stack([render(wafer, model.task.render) for wafer in golden.maps])
+    # Each batch size may get kernels of its own, and one wafer is what is asked most.
+    single = [model.label_log_probs(image[None]) for image in images]
+    scores = np.stack([model.label_log_probs(images), np.concatenate(single)])
+    reference = golden.reference
+    found = Verification(
+        engine=engine.manifest.file.sha256,
+        place=place,
+        maps=len(golden.maps),
+        max_abs_difference=float(np.abs(scores - reference).max()),
+        max_probability_difference=float(np.abs(np.exp(scores) - np.exp(reference)).max()),
+        label_agreement=float((scores.argmax(2) == reference.argmax(1)).mean(axis=1).min()),
+        tolerance=engine.manifest.tolerance,
+        created=now(),
+    )
+    good = (
+        found.max_abs_difference <= found.tolerance
+        and found.max_probability_difference <= PROBABILITY_TOLERANCE
+        and found.label_agreement >= AGREEMENT
+    )
+    if not good:
+        raise VerificationError(
+            f"engine {engine.path} does not reproduce the golden maps of its bundle on {place.gpu}: label "
+            f"log-probabilities are up to {found.max_abs_difference:.2g} off ({found.tolerance:g} allowed), "
+            f"probabilities {found.max_probability_difference:.2g} ({PROBABILITY_TOLERANCE:g} allowed), and "
+            f"{found.label_agreement:.0%} of labels agree; do not use it: build it with --precision fp32, or "
+            "predict with --runtime onnx, and report it with the output of: wafervlm doctor"
+        )
+    return found
+
+
+def needs_verification(engine: Engine, bundle: Bundle) -> bool:
+    """Whether ``engine`` must run the golden maps before its first answer in this process.
+
+    An engine in a folder that can be written is verified once, by ``wafervlm verify``, and refused with
+    VerificationError until then. In one that cannot nothing can be kept, so each start verifies it.
+    """
+    place = find_place(engine, bundle)
+    if engine.verified_at(place):
+        return False
+    if engine.is_writable:
+        raise VerificationError(
+            f"engine {engine.path} has not reproduced the golden maps on {place.gpu} here (driver for CUDA "
+            f"{place.driver}); before its first use run: {verify_command(engine.path, bundle.path)}"
+        )
+    log.info("engine folder %s is read-only: the golden maps run at each start", engine.path)
+    return True
+
+
+def verify_engine(
+    bundle: Bundle, engine: Engine, *, runtime_cache: Path | None = None
+) -> tuple[Verification, bool]:
+    """Run the golden maps on ``engine`` here and keep what came out beside it; False where its folder cannot
+    be written. Raises VerificationError, and what opening the engine raises."""
+    golden = read_golden(bundle)
+    place = find_place(engine, bundle)
+    runtime = open_runtime("tensorrt", bundle, engine=engine, runtime_cache=runtime_cache)
+    with WaferVLM(bundle, runtime) as model:
+        found = accept(model, golden, engine, place)
+    return found, engine.record(found)
