@@ -98,12 +98,14 @@ def cut(config: Mapping[str, Any], layers: int | None) -> dict[str, Any]:
         text["layer_types"] = text["layer_types"][: text["num_hidden_layers"]]
     before = vision["depth"]
     vision["depth"] = depth = min(layers, before)
+    # DeepStack: as many as there were, while they stay apart. Blocks that see the whole image: the share of
+    # all that they were, so that windowed ones stay beside them.
+    whole = len(vision.get("fullatt_block_indexes", ())) * depth // before
     for key, most in (
         ("deepstack_visual_indexes", text["num_hidden_layers"] - 1),
-        ("fullatt_block_indexes", depth),
+        ("fullatt_block_indexes", max(1, whole)),
     ):
         if key in vision:
-            # As many as there were, at the same shares of the depth, while they stay apart.
             places = sorted({max(0, (place + 1) * depth // before - 1) for place in vision[key]})
             vision[key] = places[-most:]
     return values
