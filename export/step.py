@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from export.builder import Builder, narrowest
+from export.decoder import Decoder
 from export.external import WeightFile
 from export.families import graph_family
-from export.layer import TextLayer, head_dim, read_layer
-from export.operators import check_silu, gated, rms_norm
+from export.layer import TextLayer, read_layer
 from export.weights import Array, Weights, side_by_side
 
 EMBEDDINGS, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
@@ -55,17 +55,12 @@ def step_graph(
     return _StepWriter(Builder(file), weights, image_tokens, features).build(context)
 
 
-class _StepWriter:
+class _StepWriter(Decoder):
     """Writes one step graph. Scopes and names are those of the classify graph, which shares its weights."""
 
     def __init__(self, builder: Builder, weights: Weights, image_tokens: int, features: int) -> None:
-        self._b, self._weights = builder, weights
+        super().__init__(builder, weights)
         self._image_tokens, self._features = image_tokens, features
-        self._config = weights.config.text_config
-        self._heads = self._config.num_attention_heads
-        self._kv_heads = self._config.num_key_value_heads
-        self._head_dim = head_dim(self._config)
-        check_silu(self._config.hidden_act, "the text core")
         self._inputs: list[ir.Value] = []
         self._outputs: list[ir.Value] = []
 
@@ -152,23 +147,7 @@ class _StepWriter:
         keys, values = (b.op("Concat", past, new, axis=1) for past, new in zip(pasts, (k, v), strict=True))
         self._outputs.append(self._output(k, f"key.{index}", 1, "T", kv_width))
         self._outputs.append(self._output(v, f"value.{index}", 1, "T", kv_width))
-        out = b.op(
-            "Attention",
-            q,
-            keys,
-            values,
-            mask,
-            q_num_heads=self._heads,
-            kv_num_heads=self._kv_heads,
-            scale=self._head_dim**-0.5,
-        )
-        return b.linear(out, "o", layer.o)
-
-    def _mlp(self, hidden: ir.Value, layer: TextLayer) -> ir.Value:
-        b, inner = self._b, self._config.intermediate_size
-        x = self._norm(hidden, "post_norm", layer.post_norm)
-        gate, up = b.split(b.linear(x, "gate_up", side_by_side([layer.gate, layer.up])), inner, inner)
-        return b.linear(gated(b, gate, up), "down", layer.down)
+        return self._attention(layer, q, keys, values, mask)
 
     def _logits(self, hidden: ir.Value) -> ir.Value:
         """(1, V): the whole output head, which is the table of embeddings where the two are tied."""
@@ -196,16 +175,6 @@ class _StepWriter:
 
     def _turn(self, x: ir.Value, heads: int, step: _Step) -> ir.Value:
         return self._b.op("RotaryEmbedding", x, step.cos, step.sin, num_heads=heads)
-
-    def _head_norm(self, x: ir.Value, name: str, scale: Array | None, heads: int) -> ir.Value:
-        if scale is None:
-            return x
-        by_head = self._b.op("Reshape", x, self._b.constant(f"{name}_heads", [0, 0, heads, self._head_dim]))
-        normed = self._norm(by_head, name, scale)
-        return self._b.op("Reshape", normed, self._b.constant(f"{name}_flat", [0, 0, heads * self._head_dim]))
-
-    def _norm(self, x: ir.Value, name: str, scale: Array) -> ir.Value:
-        return rms_norm(self._b, x, name, scale, self._config.rms_norm_eps)
 
 
 def rotary_tables(weights: Weights, context: int) -> tuple[Array, Array, NDArray[np.int64]]:

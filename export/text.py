@@ -6,17 +6,16 @@ import onnx_ir as ir
 import torch
 
 from export.builder import Builder
+from export.decoder import Decoder
 from export.families import graph_family
-from export.layer import TextLayer, head_dim, read_layer
-from export.operators import check_silu, gated, rms_norm
+from export.layer import TextLayer, read_layer
 from export.prefix import FixedText
 from export.rotary import Rotary
 from export.sequence import Sequence
 from export.weights import Array, Weights, side_by_side
-from wafervlm.errors import CheckpointError
 
 
-class TextCore:
+class TextCore(Decoder):
     """Writes the decoder layers of a checkpoint for one ``sequence``.
 
     Hidden states are (B, T, width). Keys and values of the text before the image are constants. Of the
@@ -24,17 +23,8 @@ class TextCore:
     """
 
     def __init__(self, builder: Builder, weights: Weights, sequence: Sequence) -> None:
-        self._b, self._weights, self._sequence = builder, weights, sequence
-        self._config = weights.config.text_config
-        self._heads = self._config.num_attention_heads
-        self._kv_heads = self._config.num_key_value_heads
-        self._head_dim = head_dim(self._config)
-        check_silu(self._config.hidden_act, "the text core")
-        if set(getattr(self._config, "layer_types", None) or ()) - {"full_attention"}:
-            raise CheckpointError(
-                f"{weights.path} has decoder layers with sliding attention, for which there is no graph; "
-                "take a checkpoint in which every layer sees the whole prompt"
-            )
+        super().__init__(builder, weights)
+        self._sequence = sequence
 
     def build(self, image: ir.Value, deepstack: list[ir.Value], batch: ir.Value) -> ir.Value:
         """From image embeddings (B, n, width) and the DeepStack features: the hidden states (B, R, width)
@@ -112,31 +102,4 @@ class TextCore:
             keys, values = self._fixed.advance(index, layer)
             k = b.op("Concat", self._per_image(b.constant("fixed_keys", keys)), k, axis=1)
             v = b.op("Concat", self._per_image(b.constant("fixed_values", values)), v, axis=1)
-        out = b.op(
-            "Attention",
-            q,
-            k,
-            v,
-            mask,
-            q_num_heads=self._heads,
-            kv_num_heads=self._kv_heads,
-            scale=self._head_dim**-0.5,
-        )
-        return b.linear(out, "o", layer.o)
-
-    def _mlp(self, hidden: ir.Value, layer: TextLayer) -> ir.Value:
-        b, inner = self._b, self._config.intermediate_size
-        x = self._norm(hidden, "post_norm", layer.post_norm)
-        gate, up = b.split(b.linear(x, "gate_up", side_by_side([layer.gate, layer.up])), inner, inner)
-        return b.linear(gated(b, gate, up), "down", layer.down)
-
-    def _head_norm(self, x: ir.Value, name: str, scale: Array | None, heads: int) -> ir.Value:
-        """``x`` normalised head by head, or as it is where the family has no such norm."""
-        if scale is None:
-            return x
-        by_head = self._b.op("Reshape", x, self._b.constant(f"{name}_heads", [0, 0, heads, self._head_dim]))
-        normed = self._norm(by_head, name, scale)
-        return self._b.op("Reshape", normed, self._b.constant(f"{name}_flat", [0, 0, heads * self._head_dim]))
-
-    def _norm(self, x: ir.Value, name: str, scale: Array) -> ir.Value:
-        return rms_norm(self._b, x, name, scale, self._config.rms_norm_eps)
+        return self._attention(layer, q, k, v, mask)

@@ -148,9 +148,9 @@ def _walk(
 ) -> Floats:
     """Logits at ``node``, its path read token by token after the prompt."""
     start, logits = cache.length, np.empty(0, np.float32)
-    for depth, index in enumerate(reversed(tree.ancestors(node))):
-        token = tree.nodes[index].token
-        assert token is not None  # noqa: S101
+    path = [tree.nodes[index].token for index in reversed(tree.ancestors(node))]
+    # The root has no token of its own: it is the end of the prompt.
+    for depth, token in enumerate(token for token in path if token is not None):
         logits = steps.word(cache, token, position + depth, features, run)
     cache.length = start
     return logits
