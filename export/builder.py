@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from export.external import WeightFile
 from export.weights import Integer, Linear, Quantized
 
-# RMSNormalization, RotaryEmbedding and Attention are standard from opset 23 on.
-OPSET, IR_VERSION = 23, 11
+# From opset 23 on RMSNormalization, RotaryEmbedding and Attention are standard operators. Weights of 4 bits
+# in blocks are from 21 on, so nothing older can be written.
+OPSET = 23
+IR_VERSIONS = {21: 10, OPSET: 11}
 
 
 class Builder:
@@ -23,15 +25,21 @@ class Builder:
 
     Names follow the scopes that are open: ``with builder.scope("text.0")``. Weights whose values are
     exact in bfloat16 or float16 are stored so, with a Cast to float32 that runtimes fold when loading. With
-    ``weights`` they go to that file at once, and only what is small stays in memory.
+    ``weights`` they go to that file at once, and only what is small stays in memory. ``opset`` is one of
+    IR_VERSIONS; what it lacks, ``export.operators`` writes in its parts.
     """
 
-    def __init__(self, weights: WeightFile | None = None) -> None:
-        self._weights = weights
+    def __init__(self, weights: WeightFile | None = None, opset: int = OPSET) -> None:
+        self._weights, self._opset = weights, opset
         self._nodes: list[ir.Node] = []
         self._constants: dict[str, ir.Value] = {}
         self._scopes: list[str] = []
         self._counts: dict[str, int] = {}
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether the opset has Attention, RotaryEmbedding and RMSNormalization."""
+        return self._opset >= OPSET
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -97,7 +105,7 @@ class Builder:
             )
 
     def reshape(self, x: ir.Value, *shape: int) -> ir.Value:
-        """``x`` in ``shape``; one entry may be -1."""
+        """``x`` in ``shape``; one entry may be -1, and one of 0 stays as it is in ``x``."""
         name = "shape_" + "_".join("n" if n < 0 else str(n) for n in shape)
         return self.op("Reshape", x, self._shared(name, shape))
 
@@ -107,16 +115,17 @@ class Builder:
         return self.ops("Split", len(sizes), x, self._shared(name, sizes), axis=-1)
 
     def model(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], name: str) -> ir.Model:
-        """The finished model."""
+        """The finished model, without constants that nothing reads."""
+        read = {value for node in self._nodes for value in node.inputs}
         graph = ir.Graph(
             inputs,
             outputs,
             nodes=self._nodes,
-            initializers=list(self._constants.values()),
-            opset_imports={"": OPSET},
+            initializers=[value for value in self._constants.values() if value in read],
+            opset_imports={"": self._opset},
             name=name,
         )
-        return ir.Model(graph, ir_version=IR_VERSION, producer_name="wafervlm")
+        return ir.Model(graph, ir_version=IR_VERSIONS[self._opset], producer_name="wafervlm")
 
     def _integer(self, x: ir.Value, layer: Integer) -> ir.Value:
         """The nodes that ONNX Runtime turns into one product of bytes, in the order that it knows."""

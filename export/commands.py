@@ -53,6 +53,13 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     help="What the vision tower computes in; int8 is faster on a CPU, and not exact.",
 )
 @click.option(
+    "--opset",
+    type=click.Choice(["21", "23"]),
+    default="23",
+    show_default=True,
+    help="ONNX operators: 21 for TensorRT before 10.15 (JetPack 6 and 7), which lacks Attention.",
+)
+@click.option(
     "--words",
     is_flag=True,
     help="Also generate text (wafervlm describe); its graphs share the bundle's weights.",
@@ -83,6 +90,7 @@ def export(
     out: Path,
     task_file: Path | None,
     accuracy_level: str,
+    opset: str,
     dry_run: bool,
     as_json: bool,
     **options: Any,
@@ -97,17 +105,16 @@ def export(
     Example:
       wafervlm export runs/gptq -d runs/data -o runs/bundle
       wafervlm export runs/gptq -d runs/data -o runs/bundle --words
+      wafervlm export runs/gptq -d runs/data -o runs/jetson --opset 21
       wafervlm export runs/gptq -d runs/data -o runs/bundle --dry-run
     """
     from export.stage import ExportConfig, export as run
     from wafervlm.bundle import open_bundle
 
     task = find_task(task_file, checkpoint, options["tune"])
-    level = int(accuracy_level)
-    config = ExportConfig(checkpoint=checkpoint, task=task, accuracy_level=level, **options)
-    console.settings(
-        {"checkpoint": checkpoint, "out": out, "task": task.name, "accuracy_level": level, **options}
-    )
+    options |= {"accuracy_level": int(accuracy_level), "opset": int(opset)}
+    config = ExportConfig(checkpoint=checkpoint, task=task, **options)
+    console.settings({"checkpoint": checkpoint, "out": out, "task": task.name, **options})
     if dry_run:
         from export.estimate import estimate
 
@@ -122,6 +129,7 @@ def export(
             "bundle": str(out),
             "digest": open_bundle(out).digest,
             "precision": manifest.graph.precision,
+            "opset": manifest.graph.opset,
             "bytes": sum(entry.size for entry in manifest.files),
             "temperature": manifest.temperature,
             "verify_tolerance": manifest.verify_tolerance,

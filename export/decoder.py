@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from export.builder import Builder
 from export.layer import TextLayer, head_dim
-from export.operators import check_silu, gated, rms_norm
+from export.operators import attention, attention_mask, check_silu, gated, rms_norm
 from export.weights import Array, Weights, side_by_side
 from wafervlm.errors import CheckpointError
 
@@ -32,17 +32,12 @@ class Decoder:
 
     def _attention(self, layer: TextLayer, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value) -> ir.Value:
         """What the tokens of ``q`` take from those of ``k`` and ``v`` that ``mask`` lets them see."""
-        out = self._b.op(
-            "Attention",
-            q,
-            k,
-            v,
-            mask,
-            q_num_heads=self._heads,
-            kv_num_heads=self._kv_heads,
-            scale=self._head_dim**-0.5,
-        )
-        return self._b.linear(out, "o", layer.o)
+        shape = {"heads": self._heads, "kv_heads": self._kv_heads, "head_dim": self._head_dim}
+        return self._b.linear(attention(self._b, q, k, v, mask, **shape), "o", layer.o)
+
+    def _for_heads(self, mask: ir.Value) -> ir.Value:
+        """``mask`` (T, S) as attention wants it."""
+        return attention_mask(self._b, mask, self._heads, self._kv_heads)
 
     def _mlp(self, hidden: ir.Value, layer: TextLayer) -> ir.Value:
         b, inner = self._b, self._config.intermediate_size

@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from export.builder import Builder
+from export.builder import OPSET, Builder
 from export.external import WeightFile
 from export.families import graph_family
 from export.head import label_head
@@ -28,10 +28,11 @@ def classify_graph(
     *,
     integer_vision: bool = False,
     file: WeightFile | None = None,
+    opset: int = OPSET,
 ) -> ir.Model:
     """The ONNX model of ``task``: ``image`` (batch, H, W, 3) uint8 to ``label_log_probs`` (batch, L) float32.
 
-    Standard operators of opset 23 only, nothing that depends on data. With ``integer_vision`` the linear
+    Standard operators of ``opset`` only, nothing that depends on data. With ``integer_vision`` the linear
     layers of the vision tower compute in 8-bit integers, scaled over the batch. Weights go to ``file`` where
     it is given. Raises TaskError where the image size does not fit the model or the labels cannot be told
     apart.
@@ -39,7 +40,7 @@ def classify_graph(
     grid = image_grid(task, weights.config)
     tree = label_tree(tokenizer, task)
     sequence = plan_sequence(tokenizer, task, tree, weights.config)
-    builder = Builder(file)
+    builder = Builder(file, opset)
     shape = ["batch", task.render.height, task.render.width, 3]
     image = ir.val(INPUT, ir.DataType.UINT8, shape)
     batch = _batch_shape(builder, image)
@@ -54,5 +55,8 @@ def classify_graph(
 
 def _batch_shape(builder: Builder, image: ir.Value) -> ir.Value:
     """(B, 1) as a shape, with which constants are repeated per image."""
+    if not builder.has_attention:
+        # Parsers of that time let bytes be cast and nothing else.
+        image = builder.op("Cast", image, to=ir.DataType.FLOAT)
     count = builder.op("Shape", image, start=0, end=1)
     return builder.op("Concat", count, builder.constant("one", [1]), axis=0)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calibrate.multiplied import load_reference_streamed
+from export.builder import IR_VERSIONS, OPSET
 from export.bundle import Contents, write_bundle
 from export.chain import citations_of, collect_chain
 from export.external import WeightFile
@@ -63,6 +64,9 @@ class ExportConfig:
     """What 4-bit products compute in on a CPU when deployed: 0 float32, exact; 4 8-bit integers."""
     vision: Vision = "float32"
     """What the vision tower computes in: float32, or int8, which is faster on a CPU and not exact."""
+    opset: int = OPSET
+    """ONNX operator set: 21 for what lacks Attention, RotaryEmbedding and RMSNormalization of 23, such as
+    TensorRT before 10.15."""
     name: str = ""
     """Name of the bundle; by default the task's."""
     wm811k: bool | None = None
@@ -83,6 +87,8 @@ class ExportConfig:
             raise UsageError("golden maps are to come from the tune maps, but none are given; give --dataset")
         if self.vision not in VISIONS:
             raise UsageError(f"vision is {self.vision!r}; it must be one of {', '.join(VISIONS)}")
+        if self.opset not in IR_VERSIONS:
+            raise UsageError(f"opset is {self.opset}; it must be one of {', '.join(map(str, IR_VERSIONS))}")
         if self.golden_maps is not None and self.golden_maps < 1:
             raise UsageError(f"golden_maps is {self.golden_maps}; a bundle needs at least one golden map")
         if self.context < 1:
@@ -114,10 +120,14 @@ def export(config: ExportConfig, out: Path) -> tuple[Manifest, bool]:
 
 
 def build_model(
-    weights: Weights, task: Task, vision: Vision = "float32", file: WeightFile | None = None
+    weights: Weights,
+    task: Task,
+    vision: Vision = "float32",
+    file: WeightFile | None = None,
+    opset: int = OPSET,
 ) -> ir.Model:
-    """The classify graph of the checkpoint behind ``weights`` for ``task``; with ``file`` its weights are
-    written there."""
+    """The classify graph of the checkpoint behind ``weights`` for ``task`` in operators of ``opset``; with
+    ``file`` its weights are written there."""
     processor = load_processor(weights.path)
     check_image_size(processor, task.render.height, task.render.width)
     return classify_graph(
@@ -127,6 +137,7 @@ def build_model(
         task,
         integer_vision=vision == "int8",
         file=file,
+        opset=opset,
     )
 
 
@@ -139,7 +150,7 @@ def _contents(config: ExportConfig, large: bool) -> Contents:
     data = (config.tune,) if config.tune is not None else ()
     records = collect_chain(config.checkpoint, (*config.ancestors, *data))
     return Contents(
-        build=functools.partial(build_model, weights, task),
+        build=functools.partial(build_model, weights, task, opset=config.opset),
         task=task,
         graph=graph,
         golden=golden,
@@ -155,7 +166,8 @@ def _contents(config: ExportConfig, large: bool) -> Contents:
 def _words(weights: Weights, config: ExportConfig) -> WordsContents:
     processor = load_processor(weights.path)
     check_image_size(processor, config.task.render.height, config.task.render.width)
-    return WordsContents(words_section(weights, processor, config.task, config.context), weights, processor)
+    section = words_section(weights, processor, config.task, config.context)
+    return WordsContents(section, weights, processor, config.opset)
 
 
 def golden_samples(config: ExportConfig, tune: Sequence[Sample], large: bool) -> list[Sample]:
@@ -195,7 +207,13 @@ def _reference(
 
 def _graph(weights: Weights, config: ExportConfig) -> Graph:
     if not weights.quantization:
-        return Graph(precision="float32", group_size=None, accuracy_level=0, vision=config.vision)
+        return Graph(
+            precision="float32",
+            group_size=None,
+            accuracy_level=0,
+            vision=config.vision,
+            opset=config.opset,
+        )
     bits, group = weights.quantization.get("bits"), weights.quantization.get("group_size")
     if bits not in (3, 4) or not isinstance(group, int) or group < 1:
         raise CheckpointError(
@@ -206,6 +224,7 @@ def _graph(weights: Weights, config: ExportConfig) -> Graph:
         group_size=group,
         accuracy_level=config.accuracy_level,
         vision=config.vision,
+        opset=config.opset,
     )
 
 
@@ -239,6 +258,7 @@ def _provenance(config: ExportConfig) -> Provenance:
         "accuracy_level": config.accuracy_level,
         "vision": config.vision,
         **({} if config.golden_maps is None else {"golden_maps": config.golden_maps}),
+        **({} if config.opset == OPSET else {"opset": config.opset}),
         "name": config.name,
         "wm811k": config.wm811k,
     }

@@ -16,11 +16,13 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from export.builder import Builder, narrowest
+from export.builder import OPSET, Builder, narrowest
 from export.decoder import Decoder
+from export.decomposed import angles
 from export.external import WeightFile
 from export.families import graph_family
 from export.layer import TextLayer, read_layer
+from export.operators import turn
 from export.weights import Array, Weights, side_by_side
 
 EMBEDDINGS, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
@@ -31,8 +33,8 @@ _END = np.iinfo(np.int64).max
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What all layers read: the new tokens' ``cos`` and ``sin`` (1, T, head_dim / 2), and the ``mask``
-    (T, P + T)."""
+    """What all layers read: the new tokens' ``cos`` and ``sin`` for ``turn``, tokens being axis 1, and the
+    ``mask`` for attention, whose last row is that of the last token."""
 
     cos: ir.Value
     sin: ir.Value
@@ -40,9 +42,14 @@ class _Step:
 
 
 def step_graph(
-    weights: Weights, image_tokens: int, features: int, context: int, file: WeightFile | None = None
+    weights: Weights,
+    image_tokens: int,
+    features: int,
+    context: int,
+    file: WeightFile | None = None,
+    opset: int = OPSET,
 ) -> ir.Model:
-    """The ONNX model of one step, in standard operators of opset 23, nothing dependent on data.
+    """The ONNX model of one step, in standard operators of ``opset``, nothing dependent on data.
 
     Inputs: ``tokens`` (1, T) int64; ``positions`` (1, T, 3) int64, temporal, height and width; ``image_rows``
     (T,) int64, the row of ``features`` that stands in a token's place, or its last one, of zeros, for text;
@@ -52,7 +59,7 @@ def step_graph(
     float32. Outputs: ``logits`` (1, V) of the last token, and ``key.i`` and ``value.i`` (1, T, kv_heads *
     head_dim) of the T tokens. Positions are below ``context``. Weights go to ``file`` where it is given.
     """
-    return _StepWriter(Builder(file), weights, image_tokens, features).build(context)
+    return _StepWriter(Builder(file, opset), weights, image_tokens, features).build(context)
 
 
 class _StepWriter(Decoder):
@@ -73,7 +80,7 @@ class _StepWriter(Decoder):
         mask = self._input(MASK, ir.DataType.FLOAT, "T", "P_T")
         last = self._config.num_hidden_layers - 1
         with self._b.scope("text"):
-            step = _Step(*self._rotary(positions, context), mask)
+            step = _Step(*self._rotary(positions, context), self._for_heads(mask))
             hidden, added = self._embed(tokens, rows, features)
             for index in range(last + 1):
                 with self._b.scope(f"layer.{index}"):
@@ -100,7 +107,7 @@ class _StepWriter(Decoder):
         places = b.op("Gather", positions, b.constant("rotary_axes", axes), axis=2)  # (1, T, head_dim / 2)
         tables = (b.constant("rotary_cos", cos[None]), b.constant("rotary_sin", sin[None]))
         cosines, sines = (b.op("GatherElements", table, places, axis=1) for table in tables)
-        return cosines, sines
+        return (cosines, sines) if b.has_attention else angles(b, cosines, sines)
 
     def _embed(self, tokens: ir.Value, rows: ir.Value, features: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
         """Hidden states (1, T, width), and what DeepStack adds to them after the first layers."""
@@ -174,7 +181,7 @@ class _StepWriter(Decoder):
         return b.op("Slice", x, *ends)
 
     def _turn(self, x: ir.Value, heads: int, step: _Step) -> ir.Value:
-        return self._b.op("RotaryEmbedding", x, step.cos, step.sin, num_heads=heads)
+        return turn(self._b, x, step.cos, step.sin, heads=heads, head_dim=self._head_dim)
 
 
 def rotary_tables(weights: Weights, context: int) -> tuple[Array, Array, NDArray[np.int64]]:

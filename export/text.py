@@ -37,7 +37,7 @@ class TextCore(Decoder):
             self._fixed = FixedText(
                 self._weights.config, self._embeddings(self._sequence.before), cos[:before], sin[:before]
             )
-            self._mask = self._b.constant("mask", self._sequence.mask)
+            self._mask = self._for_heads(self._b.constant("mask", self._sequence.mask))
             hidden = self._embed(image)
             for index in range(self._config.num_hidden_layers - 1):
                 with self._b.scope(f"layer.{index}"):
@@ -88,7 +88,7 @@ class TextCore(Decoder):
         q = b.linear(b.op("Gather", x, picked, axis=1), "q", layer.q)
         q = self._head_norm(q, "q_norm", layer.q_norm, self._heads)
         q = self._rotary.turn(q, self._heads, self._rotary.at(rows))
-        mask = b.constant("mask", self._sequence.mask[rows])
+        mask = self._for_heads(b.constant("mask", self._sequence.mask[rows]))
         hidden = b.op("Gather", hidden, picked, axis=1)
         hidden = b.op("Add", hidden, self._attend(index, layer, q, k, v, mask))
         return b.op("Add", hidden, self._mlp(hidden, layer))

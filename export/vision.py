@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from export.builder import Builder
+from export.operators import attention
 from export.rotary import Rotary
 from export.weights import Array, Dense, Integer, Linear, Weights, side_by_side
 
@@ -91,9 +92,7 @@ class VisionTower(ABC):
         q, k = b.split(rotary.turn(qk, 2 * heads), width, width)
         if span is not None:
             q, k, v = (b.reshape(part, -1, span, width) for part in (q, k, v))
-        masked = (q, k, v) if mask is None else (q, k, v, mask)
-        scale = (width // heads) ** -0.5
-        out = b.op("Attention", *masked, q_num_heads=heads, kv_num_heads=heads, scale=scale)
+        out = attention(b, q, k, v, mask, heads=heads, kv_heads=heads, head_dim=width // heads)
         return self._linear(b.reshape(out, -1, width), f"{name}.proj")
 
     def _linear(self, x: ir.Value, name: str) -> ir.Value:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import GenerationConfig
 
+from export.builder import OPSET
 from export.external import WeightFile
 from export.families import graph_family
 from export.features import features_graph
@@ -27,9 +28,10 @@ from wafervlm.errors import CheckpointError, TaskError
 from wafervlm.manifest import Vision
 from wafervlm.render import RgbImage
 from wafervlm.task import Task
-from wafervlm.words.generation import Limits, Run
+from wafervlm.words.onnx_steps import OnnxSteps
+from wafervlm.words.run import Limits, Run
 from wafervlm.words.section import Words
-from wafervlm.words.steps import Cache, Floats, Steps
+from wafervlm.words.steps import Floats, Reader, Steps
 from wafervlm.words.text import Language, lay_out
 
 CONTEXT = 4096
@@ -43,16 +45,17 @@ CHECKED_MAPS = 2
 
 @dataclass(frozen=True, slots=True)
 class WordsContents:
-    """What goes into a bundle so that it generates text: the manifest's ``section``, and what the graphs and
-    the tokenizer are made from."""
+    """What goes into a bundle so that it generates text: the manifest's ``section``, what the graphs and the
+    tokenizer are made from, and the ``opset`` that the graphs are written in."""
 
     section: Words
     weights: Weights
     processor: Any
+    opset: int = OPSET
 
     def build(self, task: Task, vision: Vision, file: WeightFile) -> dict[str, ir.Model]:
         """The graphs by the name of their file, with their weights in ``file``."""
-        return words_models(self.weights, self.processor, task, self.section, vision, file)
+        return words_models(self.weights, self.processor, task, self.section, vision, file, self.opset)
 
     def write_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer as transformers uses it, for the tokenizers library alone."""
@@ -93,7 +96,13 @@ def words_section(weights: Weights, processor: Any, task: Task, context: int = C
 
 
 def words_models(
-    weights: Weights, processor: Any, task: Task, words: Words, vision: Vision, file: WeightFile
+    weights: Weights,
+    processor: Any,
+    task: Task,
+    words: Words,
+    vision: Vision,
+    file: WeightFile,
+    opset: int = OPSET,
 ) -> dict[str, ir.Model]:
     """The two graphs that generate text, by the name of their file; their weights go to ``file``."""
     config = weights.config
@@ -101,8 +110,10 @@ def words_models(
     normalisation = normalisation_of(processor)
     integer = vision == "int8"
     return {
-        words.features: features_graph(weights, normalisation, task, integer_vision=integer, file=file),
-        words.step: step_graph(weights, words.image_tokens, features, words.context, file),
+        words.features: features_graph(
+            weights, normalisation, task, integer_vision=integer, file=file, opset=opset
+        ),
+        words.step: step_graph(weights, words.image_tokens, features, words.context, file, opset),
     }
 
 
@@ -118,23 +129,19 @@ def words_scores(
     task = bundle.manifest.task
     tree = label_tree(tokenizer, task)
     language = Language(bundle, words)
-    steps = Steps(bundle, words, accuracy_level=accuracy_level)
+    steps = OnnxSteps(bundle, words, accuracy_level=accuracy_level)
     return np.stack([_scores(steps, language, tree, task, image) for image in images])
 
 
 def _scores(
     steps: Steps, language: Language, tree: LabelTree, task: Task, image: RgbImage
 ) -> NDArray[np.float64]:
-    run = Run(steps.run_options(), Limits())
     prompt = language.prompt(task.prompt, task.answer_prefix)
     deepest = max(node.depth for node in tree.nodes)
-    cache = steps.cache(len(prompt.ids) + deepest)
-    features = steps.features(image[None], run)
-    ids = np.array(prompt.ids, np.int64)
-    root = steps.step(cache, ids, prompt.positions, prompt.rows, features, run)
+    reader = steps.read(image[None], len(prompt.ids) + deepest, Run(Limits()))
+    root = reader.step(np.array(prompt.ids, np.int64), prompt.positions, prompt.rows)
     logits = [
-        _walk(steps, cache, tree, node, prompt.next_position, features, run) if node else root
-        for node in range(len(tree.nodes))
+        _walk(reader, tree, node, prompt.next_position) if node else root for node in range(len(tree.nodes))
     ]
     branches = [
         found[list(node.branches)].astype(np.float64) for found, node in zip(logits, tree.nodes, strict=True)
@@ -143,16 +150,14 @@ def _scores(
     return np.array([sum(shares[node][branch] for node, branch in path) for path in tree.paths])
 
 
-def _walk(
-    steps: Steps, cache: Cache, tree: LabelTree, node: int, position: int, features: Floats, run: Run
-) -> Floats:
+def _walk(reader: Reader, tree: LabelTree, node: int, position: int) -> Floats:
     """Logits at ``node``, its path read token by token after the prompt."""
-    start, logits = cache.length, np.empty(0, np.float32)
+    start, logits = reader.length, np.empty(0, np.float32)
     path = [tree.nodes[index].token for index in reversed(tree.ancestors(node))]
     # The root has no token of its own: it is the end of the prompt.
     for depth, token in enumerate(token for token in path if token is not None):
-        logits = steps.word(cache, token, position + depth, features, run)
-    cache.length = start
+        logits = reader.word(token, position + depth)
+    reader.length = start
     return logits
 
 

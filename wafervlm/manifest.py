@@ -36,8 +36,8 @@ class FileEntry:
 @dataclass(frozen=True, slots=True)
 class Graph:
     """The graph of the bundle: its file, the names of its input and output, the precision of its
-    weights with the group size (None for float32), the accuracy level it is deployed at, and what the
-    vision tower computes in."""
+    weights with the group size (None for float32), the accuracy level it is deployed at, what the vision
+    tower computes in, and the ONNX opset whose operators it is made of."""
 
     file: str = "model.onnx"
     input: str = "image"
@@ -46,6 +46,7 @@ class Graph:
     group_size: int | None = None
     accuracy_level: int = 4
     vision: Vision = "float32"
+    opset: int = 23
 
     @property
     def exact(self) -> bool:
@@ -152,6 +153,7 @@ _GRAPH_KEYS: dict[str, type] = {
     "group_size": object,
     "accuracy_level": int,
     "vision": str,
+    "opset": int,
 }
 _FILE_KEYS: dict[str, type] = {"path": str, "sha256": str, "size": int}
 _TASK_TEXTS = ("name", "prompt", "order", "answer_prefix", "answer_suffix")
@@ -189,14 +191,15 @@ def _manifest(values: dict[str, Any], where: str) -> Manifest:
 
 
 def _graph(values: dict[str, Any], where: str) -> Graph:
-    # Bundles from before there was a choice do not say it.
-    values = {"vision": "float32", **values}
+    # Bundles from before there was a choice do not say these.
+    values = {"vision": "float32", "opset": 23, **values}
     check_table(values, _GRAPH_KEYS, f"graph of {where}")
     graph = Graph(**values)
     check_range(graph.precision in PRECISIONS, "precision", graph.precision, f"one of {PRECISIONS}", where)
     level = graph.accuracy_level
     check_range(level in ACCURACY_LEVELS, "accuracy_level", level, f"one of {ACCURACY_LEVELS}", where)
     check_range(graph.vision in VISIONS, "vision", graph.vision, f"one of {VISIONS}", where)
+    check_range(graph.opset > 0, "opset", graph.opset, "greater than 0", where)
     group = graph.group_size
     fits = (
         group is None if graph.precision == "float32" else group is not None and _is(group, int) and group > 0

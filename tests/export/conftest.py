@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from export.builder import IR_VERSIONS
 from tests.export.models import quantized, roughened
 
 
@@ -46,6 +47,13 @@ def half_checkpoint(rough_folder: Callable[[str, str], Path]) -> Path:
 def int4_checkpoint(rough_folder: Callable[[str, str], Path]) -> Path:
     """The bfloat16 model with the text core rounded to 4 bits in groups of 32."""
     return rough_folder("qwen3_vl", "int4")
+
+
+@pytest.fixture(scope="module", params=sorted(IR_VERSIONS))
+def opset(request: pytest.FixtureRequest) -> int:
+    """Each ONNX operator set that export writes, in turn."""
+    number: int = request.param
+    return number
 
 
 @pytest.fixture(scope="module")

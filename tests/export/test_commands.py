@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -27,6 +28,18 @@ def test_a_bundle_is_written_and_described(checkpoint: Path, tiny_task: Task, tm
     assert f"next: wafervlm verify --bundle {tmp_path / 'bundle'}" in done.stderr
     again = CliRunner().invoke(export, arguments, catch_exceptions=False)
     assert "nothing to do" in again.stderr
+
+
+def test_the_operator_set_is_chosen_and_told(checkpoint: Path, tiny_task: Task, tmp_path: Path) -> None:
+    (tmp_path / "task.json").write_text(json.dumps(tiny_task.to_dict()))
+    given = [str(checkpoint), "-o", str(tmp_path / "bundle"), "--task", str(tmp_path / "task.json")]
+    done = CliRunner().invoke(export, [*given, "--opset", "21", "--json"], catch_exceptions=False)
+    assert json.loads(done.stdout)["opset"] == 21
+    (entry,) = onnx.load(tmp_path / "bundle" / "model.onnx").opset_import
+    assert entry.version == 21
+    refused = CliRunner().invoke(export, [*given, "--opset", "20"])
+    assert refused.exit_code == 2
+    assert "'20' is not one of '21', '23'" in refused.stderr
 
 
 def test_the_task_must_be_known(checkpoint: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from calibrate.pack import load_quantized
+from export.builder import IR_VERSIONS, OPSET
 from export.graph import classify_graph
 from export.stage import build_model
 from export.vision import Normalisation
@@ -25,16 +26,19 @@ from train.nano.config import CHAT_TEMPLATE
 from train.scorer import label_log_probs
 from train.tree import label_tree
 from wafervlm.errors import CheckpointError, TaskError
+from wafervlm.manifest import VISIONS, Vision
 from wafervlm.render import RenderSpec, RgbImage
 from wafervlm.task import Order, Task
 
 # Differences of float32 rounding stay far below the gate of 1e-3; a wrong mask or position does not.
 CLOSE = 2e-5
+# Operators that came with opset 23.
+NEWEST = {"Attention", "RMSNormalization", "RotaryEmbedding"}
 
 
-def exported(checkpoint: Path, task: Task, folder: Path) -> Path:
+def exported(checkpoint: Path, task: Task, folder: Path, opset: int = OPSET) -> Path:
     path = folder / "model.onnx"
-    ir.save(build_model(Weights(checkpoint), task), path)
+    ir.save(build_model(Weights(checkpoint), task, opset=opset), path)
     return path
 
 
@@ -44,12 +48,12 @@ def sized(task: Task, count: int) -> list[RgbImage]:
 
 @pytest.mark.parametrize("order", ["text-first", "image-first"])
 def test_scores_are_those_of_separate_forwards(
-    rough: Path, family_task: Task, tmp_path: Path, order: Order
+    rough: Path, family_task: Task, opset: int, tmp_path: Path, order: Order
 ) -> None:
     task = replace(family_task, order=order)
     images = sized(family_task, 3)
     expected = label_log_probs(load_checkpoint(rough), task, images)
-    scores = run(exported(rough, task, tmp_path), images)
+    scores = run(exported(rough, task, tmp_path, opset), images)
     assert np.abs(scores - expected).max() < CLOSE
     assert np.abs(expected[0] - expected[1]).max() > 0.01
     np.testing.assert_allclose(np.exp(scores.astype(np.float64)).sum(axis=1), 1, atol=1e-6)
@@ -82,8 +86,10 @@ def test_labels_of_every_shape(
     assert np.abs(run(exported(checkpoint, task, tmp_path), images) - expected).max() < CLOSE
 
 
-def test_every_batch_size_gives_the_same_scores(rough: Path, family_task: Task, tmp_path: Path) -> None:
-    path, images = exported(rough, family_task, tmp_path), sized(family_task, 5)
+def test_every_batch_size_gives_the_same_scores(
+    rough: Path, family_task: Task, opset: int, tmp_path: Path
+) -> None:
+    path, images = exported(rough, family_task, tmp_path, opset), sized(family_task, 5)
     together = run(path, images)
     for part in (slice(0, 1), slice(1, 3), slice(0, 5)):
         np.testing.assert_allclose(run(path, images[part]), together[part], atol=1e-5)
@@ -104,10 +110,10 @@ def test_a_bfloat16_checkpoint_is_exported_without_loss(
 
 @pytest.mark.parametrize("order", ["text-first", "image-first"])
 def test_int4_scores_are_those_of_the_dequantized_weights(
-    rough_int4: Path, family_task: Task, tmp_path: Path, order: Order
+    rough_int4: Path, family_task: Task, opset: int, tmp_path: Path, order: Order
 ) -> None:
     task = replace(family_task, order=order)
-    path, images = exported(rough_int4, task, tmp_path), sized(family_task, 5)
+    path, images = exported(rough_int4, task, tmp_path, opset), sized(family_task, 5)
     expected = label_log_probs(load_quantized(rough_int4), task, images)
     for part in (slice(0, 1), slice(1, 3), slice(0, 5)):
         assert np.abs(run(path, images[part]) - expected[part]).max() < CLOSE
@@ -140,15 +146,29 @@ def test_sliding_attention_is_refused(rough: Path, family_task: Task, tmp_path: 
         build_model(Weights(copy), family_task)
 
 
-def test_the_file_holds_standard_operators_with_a_dynamic_batch(
-    rough: Path, family_task: Task, tmp_path: Path
+@pytest.mark.parametrize("vision", VISIONS)
+def test_both_operator_sets_give_the_same_scores(
+    rough_int4: Path, family_task: Task, tmp_path: Path, vision: Vision
 ) -> None:
-    path = exported(rough, family_task, tmp_path)
+    images, found = sized(family_task, 3), []
+    for number in IR_VERSIONS:
+        ir.save(build_model(Weights(rough_int4), family_task, vision, opset=number), tmp_path / "model.onnx")
+        found.append(run(tmp_path / "model.onnx", images))
+    assert np.abs(found[0] - found[1]).max() < CLOSE
+
+
+def test_the_file_holds_standard_operators_with_a_dynamic_batch(
+    rough: Path, family_task: Task, opset: int, tmp_path: Path
+) -> None:
+    path = exported(rough, family_task, tmp_path, opset)
     onnx.checker.check_model(path, full_check=True)
     model = onnx.load(path)
     assert {node.domain for node in model.graph.node} == {""}
-    assert [entry.domain for entry in model.opset_import] == [""]
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
     operators = {node.op_type for node in model.graph.node}
+    assert bool(operators & NEWEST) == (opset == OPSET)
+    read = {name for node in model.graph.node for name in node.input}
+    assert {constant.name for constant in model.graph.initializer} <= read
     assert not operators & {"NonZero", "Where", "If", "Loop", "Scatter", "ScatterND", "ScatterElements"}
     assert all(len(node.output) == 1 for node in model.graph.node if node.op_type == "Attention")
     side = family_task.render.height
@@ -159,10 +179,16 @@ def test_the_file_holds_standard_operators_with_a_dynamic_batch(
     assert (scores.name, scores.type.tensor_type.elem_type) == ("label_log_probs", onnx.TensorProto.FLOAT)
 
 
-def test_openvino_reads_the_same_file(checkpoint: Path, tiny_task: Task, tmp_path: Path) -> None:
+def test_openvino_reads_the_same_file(
+    int4_checkpoint: Path, tiny_task: Task, opset: int, tmp_path: Path
+) -> None:
     openvino = pytest.importorskip("openvino")
-    path, images = exported(checkpoint, tiny_task, tmp_path), random_images(2)
-    exact = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    path, images = exported(int4_checkpoint, tiny_task, tmp_path, opset), random_images(2)
+    exact = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        "INFERENCE_NUM_THREADS": 1,
+    }
     compiled = openvino.Core().compile_model(path, "CPU", exact)
     assert np.abs(compiled([np.stack(images)])[0] - run(path, images)).max() < 1e-4
 

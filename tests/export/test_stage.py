@@ -176,6 +176,7 @@ def test_a_graph_too_large_for_one_file_keeps_its_weights_beside_it(
         ({"golden": "tune"}, UsageError, "give --dataset"),
         ({"accuracy_level": 1}, UsageError, "neither 0"),
         ({"vision": "int4"}, UsageError, "float32, int8"),
+        ({"opset": 20}, UsageError, "opset is 20; it must be one of 21, 23"),
     ],
 )
 def test_settings_that_cannot_be_meant(
@@ -235,6 +236,33 @@ def test_a_vision_tower_in_integers_is_judged_beside_its_exact_form(
     with wafervlm.load(tmp_path / "int8", threads=1) as model:
         together = [answer.scores for answer in model.predict_batch(golden.maps)]
         assert together == [model.predict(wafer).scores for wafer in golden.maps]
+
+
+def test_all_graphs_of_a_bundle_are_of_the_operator_set_that_it_names(
+    int4_checkpoint: Path, tiny_task: Task, tmp_path: Path
+) -> None:
+    config = ExportConfig(int4_checkpoint, tiny_task, accuracy_level=0, words=True, context=200)
+    export(config, tmp_path / "new")
+    manifest, _ = export(replace(config, opset=21), tmp_path / "old")
+    assert (open_bundle(tmp_path / "new").manifest.graph.opset, manifest.graph.opset) == (23, 21)
+    assert read_provenance(tmp_path / "old")["settings"]["opset"] == 21
+    assert "opset" not in read_provenance(tmp_path / "new")["settings"]
+    graphs = [entry.path for entry in manifest.files if entry.path.endswith(".onnx")]
+    assert len(graphs) == 3
+    for name in graphs:
+        (entry,) = onnx.load(tmp_path / "old" / name, load_external_data=False).opset_import
+        assert (entry.domain, entry.version) == ("", 21)
+    assert verify(tmp_path / "old")["exact"]["max_abs_difference"] < 1e-4
+    golden = read_golden(open_bundle(tmp_path / "old"))
+    with (
+        wafervlm.load(tmp_path / "old", threads=1) as old,
+        wafervlm.load(tmp_path / "new", threads=1) as new,
+    ):
+        for wafer in golden.maps[:3]:
+            mine, theirs = old.predict(wafer).scores, new.predict(wafer).scores
+            np.testing.assert_allclose(list(mine.values()), list(theirs.values()), atol=1e-5)
+        asked = (golden.maps[0], "Where are the failing dies?")
+        assert old.describe(*asked, max_tokens=20).tokens == new.describe(*asked, max_tokens=20).tokens
 
 
 def test_integers_that_lose_the_labels_are_refused() -> None:

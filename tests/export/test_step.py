@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from export.builder import OPSET
 from export.external import WeightFile
 from export.stage import build_model
 from export.step import as_stored, rotary_tables
@@ -35,20 +36,21 @@ class Exported:
     checkpoint: Checkpoint
     task: Task
     words: Words
+    opset: int
     folder: Path
 
     def session(self, name: str) -> Any:
         return session(self.folder / name)
 
 
-def exported(folder: Path, out: Path, task: Task) -> Exported:
+def exported(folder: Path, out: Path, task: Task, opset: int = OPSET) -> Exported:
     checkpoint, weights = load_checkpoint(folder), Weights(folder)
     words = words_section(weights, checkpoint.processor, task, CONTEXT)
     with WeightFile(out / "model.onnx.data") as file:
-        models = words_models(weights, checkpoint.processor, task, words, "float32", file)
+        models = words_models(weights, checkpoint.processor, task, words, "float32", file, opset)
     for name, model in models.items():
         ir.save(model, out / name)
-    return Exported(checkpoint, task, words, out)
+    return Exported(checkpoint, task, words, opset, out)
 
 
 def noisy(source: Path, out: Path) -> Path:
@@ -68,10 +70,10 @@ def noisy(source: Path, out: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def made(
-    family: str, tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    family: str, opset: int, tiny_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Exported:
     out = tmp_path_factory.mktemp("step")
-    return exported(noisy(tiny_folder(family), out / "noisy"), out, square_task(SIDES[family]))
+    return exported(noisy(tiny_folder(family), out / "noisy"), out, square_task(SIDES[family]), opset)
 
 
 def reference(made: Exported, inputs: dict[str, torch.Tensor], more: list[int]) -> NDArray[np.float32]:
@@ -164,7 +166,8 @@ def test_every_pixel_and_feature_counts(made: Exported) -> None:
 def test_only_standard_operators_none_dependent_on_data(made: Exported) -> None:
     for name in made.words.features, made.words.step:
         model = onnx.load(made.folder / name, load_external_data=False)
-        assert [item.domain for item in model.opset_import] == [""]
+        assert [(item.domain, item.version) for item in model.opset_import] == [("", made.opset)]
+        onnx.checker.check_model(made.folder / name, full_check=True)
         kinds = {node.op_type for node in model.graph.node}
         assert not kinds & {"NonZero", "ScatterND", "ScatterElements", "If", "Loop", "Unique", "Compress"}
         assert all(len(node.output) == 1 for node in model.graph.node if node.op_type == "Attention")
@@ -182,8 +185,10 @@ def test_weights_are_those_of_the_classify_graph(made: Exported, tmp_path: Path)
     else that is large."""
     weights = Weights(made.checkpoint.path)
     with WeightFile(tmp_path / "model.onnx.data") as file:
-        classify = build_model(weights, made.task, "float32", file)
-        models = words_models(weights, made.checkpoint.processor, made.task, made.words, "float32", file)
+        classify = build_model(weights, made.task, "float32", file, made.opset)
+        models = words_models(
+            weights, made.checkpoint.processor, made.task, made.words, "float32", file, made.opset
+        )
     shared = {
         (value.name, value.const_value.offset)
         for value in classify.graph.initializers.values()

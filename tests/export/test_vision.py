@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from export.builder import Builder
+from export.builder import OPSET, Builder
 from export.families import graph_family
 from export.graph import _batch_shape
 from export.operators import gelu
@@ -25,9 +25,11 @@ from wafervlm.errors import CheckpointError
 from wafervlm.render import RgbImage
 
 
-def tower_outputs(checkpoint: Path, size: tuple[int, int], images: list[RgbImage], out: Path) -> list[Array]:
+def tower_outputs(
+    checkpoint: Path, size: tuple[int, int], images: list[RgbImage], out: Path, opset: int = OPSET
+) -> list[Array]:
     """What the tower's graph gives for ``images`` of this size."""
-    weights, builder = Weights(checkpoint), Builder()
+    weights, builder = Weights(checkpoint), Builder(opset=opset)
     patch = weights.config.vision_config.patch_size
     image = ir.val("image", ir.DataType.UINT8, ["batch", *size, 3])
     grid = (1, size[0] // patch, size[1] // patch)
@@ -45,13 +47,13 @@ def tower_outputs(checkpoint: Path, size: tuple[int, int], images: list[RgbImage
 # In patches: of Qwen2.5-VL's windows of 4 x 4 the first is one, the second four whole ones, the others cut.
 @pytest.mark.parametrize("patches", [(4, 4), (8, 8), (6, 6), (4, 10)])
 def test_embeddings_and_deepstack_features_are_the_towers(
-    rough: Path, patches: tuple[int, int], tmp_path: Path
+    rough: Path, opset: int, patches: tuple[int, int], tmp_path: Path
 ) -> None:
     model = load_checkpoint(rough).model.model
     patch, deepstack = model.visual.config.patch_size, 2 if "qwen3" in rough.name else 0
     height, width = (count * patch for count in patches)
     images = list(np.random.default_rng(0).integers(0, 256, (3, height, width, 3), dtype=np.uint8))
-    found = tower_outputs(rough, (height, width), images, tmp_path)
+    found = tower_outputs(rough, (height, width), images, tmp_path, opset)
     processor = load_processor(rough).image_processor
     processor.size = {"shortest_edge": 1, "longest_edge": 10**6}
     inputs = processor(images, return_tensors="pt")

@@ -312,7 +312,7 @@ def test_the_command_opens_the_graphs_for_words_alone_and_says_on_what(
         opened.append(file)
         return real(bundle, file, **options)  # type: ignore[arg-type]
 
-    for user in ("wafervlm.runtimes.onnx", "wafervlm.words.steps"):
+    for user in ("wafervlm.runtimes.onnx", "wafervlm.words.onnx_steps"):
         monkeypatch.setattr(f"{user}.open_session", noted)
     arguments = ["describe", str(tmp_path / "map.npy"), "Where?", "--bundle", str(qwen3_bundle)]
     done = CliRunner().invoke(cli, [*arguments, "--max-tokens", "2", "--threads", "1"])

@@ -258,6 +258,10 @@ class TestManifest:
         edit(toy_bundle, lambda values: values["graph"].pop("vision"))
         assert open_bundle(toy_bundle).manifest.graph.vision == "float32"
 
+    def test_without_a_word_the_operator_set_is_the_only_one_that_was(self, toy_bundle: Path) -> None:
+        edit(toy_bundle, lambda values: values["graph"].pop("opset"))
+        assert open_bundle(toy_bundle).manifest.graph.opset == 23
+
     @pytest.mark.parametrize(
         ("place", "value"),
         [
@@ -282,6 +286,8 @@ class TestManifest:
             (("graph", "precision"), "int5"),
             (("graph", "accuracy_level"), 3),
             (("graph", "vision"), "int4"),
+            (("graph", "opset"), 0),
+            (("graph", "opset"), "21"),
             (("graph", "group_size"), None),
             (("graph", "group_size"), True),
             (("graph", "provider"), "x"),
