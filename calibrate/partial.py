@@ -11,8 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from calibrate.gptq import QuantizedWeight
-from train.artefact import Provenance, is_complete, replace_folder, sync_tree, write_provenance
+from train.artefact import Provenance, is_complete, write_provenance
 from wafervlm.errors import ManifestError
+from wafervlm.files import flush_tree, replace_folder
 
 _WEIGHTS, _ROWS = "weights.safetensors", "rows.json"
 
@@ -38,7 +39,7 @@ class Partial:
         tensors |= {f"{name}.scales": weight.scales.cpu().contiguous() for name, weight in weights.items()}
         save_file(tensors, work / _WEIGHTS)
         (work / _ROWS).write_text(json.dumps(rows), encoding="utf-8")
-        sync_tree(work)
+        flush_tree(work)
         replace_folder(work, done)
 
     def load(self, index: int) -> tuple[dict[str, QuantizedWeight], list[dict[str, Any]]] | None:

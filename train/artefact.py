@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 from wafervlm.errors import ManifestError, ResourceError, UsageError
+from wafervlm.files import flush_tree, replace_folder, write_whole
 
 PROVENANCE, CLAIM = "provenance.json", "claim.json"
 _VERSIONS_OF = ("numpy", "torch", "transformers", "peft", "trl", "onnx", "onnxruntime")
@@ -57,7 +58,7 @@ def writing(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     work.mkdir()
     try:
         yield work
-        sync_tree(work)
+        flush_tree(work)
         replace_folder(work, out)
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -65,23 +66,6 @@ def writing(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def replace_folder(work: Path, out: Path) -> None:
-    """Rename ``work`` to ``out``, moving what stood there aside first so that either one is whole."""
-    aside = out.parent / f".{out.name}.{os.getpid()}.replaced"
-    if out.exists():
-        out.rename(aside)
-    work.rename(out)
-    shutil.rmtree(aside, ignore_errors=True)
-    _sync(out.parent)
-
-
-def sync_tree(folder: Path) -> None:
-    """Flush every file and folder below ``folder`` to the disk."""
-    for path in [*sorted(folder.rglob("*")), folder]:
-        if not path.is_symlink():
-            _sync(path)
 
 
 def write_provenance(folder: Path, provenance: Provenance) -> None:
@@ -127,9 +111,7 @@ def claim(partial: Path, provenance: Provenance, *, begun: bool) -> None:
             f"{partial} holds an unfinished training that was begun otherwise "
             f"({_difference(found, wanted)}); remove the folder to begin anew, or choose another output"
         )
-    beside = path.with_suffix(".writing")
-    beside.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, json.dumps(wanted, indent=1).encode())
 
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -170,14 +152,6 @@ def _sweep(out: Path) -> None:
         owner = left.name.removesuffix(".writing").rpartition(".")[2]
         if owner.isdigit() and (int(owner) == os.getpid() or not psutil.pid_exists(int(owner))):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _versions() -> dict[str, str]:

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from train import processes
-from train.artefact import folder_digest, sync_tree
+from train.artefact import folder_digest
 from wafervlm.errors import ResourceError
+from wafervlm.files import flush, flush_tree
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +40,11 @@ def writing_checkpoint(root: Path, step: int, keep: int = 2) -> Iterator[Path]:
         work.mkdir(parents=True)
         yield work
         (work / MANIFEST).write_text(json.dumps(_manifest(work), indent=1), encoding="utf-8")
-        sync_tree(work)
+        flush_tree(work)
         # Training resumed before this step, so what may stand under its name was found broken.
         shutil.rmtree(final, ignore_errors=True)
         work.rename(final)
-        _sync_names(root)
+        flush(root)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise ResourceError(
@@ -114,11 +114,3 @@ def _checkpoints(root: Path) -> list[Path]:
 def _prune(root: Path, keep: int) -> None:
     for path in _checkpoints(root)[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync_names(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

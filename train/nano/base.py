@@ -33,8 +33,6 @@ from train.artefact import (
     claim,
     folder_digest,
     is_complete,
-    replace_folder,
-    sync_tree,
     write_provenance,
     writing,
 )
@@ -54,6 +52,7 @@ from train.nano.stream import Batch, Conversations, interest, train_side
 from train.progress import Progress
 from train.speed import fast_vision
 from wafervlm.errors import UsageError, WaferVLMError
+from wafervlm.files import flush_tree, replace_folder
 
 logger = logging.getLogger(__name__)
 STATE, LOG = "optimizer.pt", "log.csv"
@@ -157,7 +156,7 @@ class BaseTraining:
         state = {"optimizer": self.optimizer.state_dict(), "sight": self.sight.state_dict(), "step": step}
         torch.save(state, work / STATE)
         write_rows(work / LOG, self.rows)
-        sync_tree(work)
+        flush_tree(work)
         replace_folder(work, self.checkpoint)
 
     def _take_up(self) -> None:

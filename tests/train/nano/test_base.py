@@ -68,7 +68,7 @@ def test_interrupted_training_comes_to_the_same_weights(tmp_path: Path, stop: in
             base.train_base(None, tmp_path / "parts", SETTINGS)
         # Within a checkpoint, too: it counts only when it is whole.
         patch.setattr(base.BaseTraining, "save", save)
-        patch.setattr(base, "sync_tree", stop_there)
+        patch.setattr(base, "flush_tree", stop_there)
         with pytest.raises(Stop):
             base.train_base(None, tmp_path / "parts", SETTINGS)
     base.train_base(None, tmp_path / "parts", SETTINGS)
