@@ -8,6 +8,9 @@ from typing import Any
 
 import click
 
+from train.cleaning.commands import clean
+from train.rubrics.commands import lint
+from train.vqa.commands import vqa
 from wafervlm import console
 
 
@@ -28,6 +31,11 @@ class Count(click.ParamType[int | str]):
 @click.group()
 def data() -> None:
     """Turn wafer maps into a dataset to train on."""
+
+
+data.add_command(clean)
+data.add_command(lint)
+data.add_command(vqa)
 
 
 @data.command()

@@ -44,21 +44,18 @@ def conversations(image: str, label: str, task: Task, chance: random.Random) -> 
         "choice": (context + choice, numbered[task.labels.index(label)]),
     }
     stem = image.rsplit(".", 1)[0]
-    return [
-        _conversation(f"{stem}-{kind}", image, _asked(task, pairs[kind][0]), pairs[kind][1]) for kind in KINDS
-    ]
+    return [conversation(f"{stem}-{kind}", image, task, *pairs[kind]) for kind in KINDS]
+
+
+def conversation(name: str, image: str, task: Task, question: str, answer: str) -> Conversation:
+    """One question about the image at path ``image`` and its answer; the image stands where the task's order
+    has it."""
+    asked = f"<image>\n{question}" if task.order == "image-first" else f"{question}\n<image>"
+    turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
+    return {"id": name, "image": image, "conversations": turns}
 
 
 def write_conversations(entries: Sequence[Conversation], path: Path) -> None:
     """Write ``entries`` as one JSON list."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(list(entries), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _asked(task: Task, question: str) -> str:
-    return f"<image>\n{question}" if task.order == "image-first" else f"{question}\n<image>"
-
-
-def _conversation(name: str, image: str, question: str, answer: str) -> Conversation:
-    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    return {"id": name, "image": image, "conversations": turns}

@@ -1,0 +1,210 @@
+"""Rewriting is tested against a scripted server on loopback, which is no language model."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.train.vqa.conftest import ScriptedModel, completion, drafted
+from train.synthetic import wafers
+from train.vqa.build import VqaConfig, build_vqa
+from train.vqa.causes import default_causes
+from train.vqa.endpoint import Endpoint, EndpointSettings, ReplyCache
+from train.vqa.rewrite import GIVE_UP, Draft, Report, fault, rewrite
+from wafervlm.errors import ConfigError, ProviderError, UsageError
+from wafervlm.geometry import measure
+
+CAUSES = default_causes()
+# A disc in the middle of a wafer.
+DIES = wafers(["Center"], seed=4)[0].dies
+TEXT = (
+    "1. Spatial distribution: The failing dies lie mostly in the center zone.\n"
+    "2. Morphology: There is no ring.\n"
+    "3. Root-cause candidates: candidate: CMP uniformity; candidate: gas flow."
+)
+OTHER = (
+    "1. Spatial distribution: Most failing dies are in the center zone.\n"
+    "2. Morphology: No ring is visible.\n"
+    "3. Root-cause candidates: candidate: gas flow; candidate: CMP uniformity."
+)
+
+
+def draft(name: str = "a") -> Draft:
+    return Draft(name, "Describe.", TEXT, "Center", functools.partial(measure, DIES))
+
+
+def settings(url: str, **values: Any) -> EndpointSettings:
+    return EndpointSettings(url, "scripted", **{"retries": 0, "timeout": 5.0, "workers": 1, **values})
+
+
+def asked(url: str, cache: Path, count: int = 1, **values: Any) -> tuple[dict[str, str], Report]:
+    chosen = settings(url, **values)
+    endpoint = Endpoint(chosen, ReplyCache(cache))
+    drafts = [
+        Draft(str(n), f"Describe {n}.", TEXT, "Center", functools.partial(measure, DIES))
+        for n in range(count)
+    ]
+    return rewrite(drafts, endpoint, CAUSES, workers=chosen.workers)
+
+
+def test_other_words_for_the_same_may_stand() -> None:
+    assert fault(draft(), OTHER, CAUSES) is None
+    assert fault(draft(), TEXT, CAUSES) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("center zone", "edge zone", "contradicts the dies"),
+        ("There is no ring", "The failing dies form a closed ring", "contradicts the dies"),
+        ("There is no ring.", "There is no ring. There is no line.", "says what the reference does not"),
+        ("There is no ring.", "The shape is plain.", "leaves out a claim"),
+        ("candidate: gas flow", "candidate: wafer handling", "names another candidate"),
+        ("; candidate: gas flow", "", "leaves out a candidate"),
+        ("candidate: gas flow", "caused by gas flow", "names a cause as a fact"),
+        ("There is no ring.", "There is no ring, so it is a Donut.", "names another class"),
+        ("1. Spatial distribution: ", "", "lost its form"),
+        ("There is no ring.", "There is no ring. " + "Look at it well. " * 60, "too long"),
+    ],
+)
+def test_a_text_that_says_something_else_is_dropped(old: str, new: str, reason: str) -> None:
+    assert old in TEXT
+    assert fault(draft(), TEXT.replace(old, new), CAUSES) == reason
+
+
+def test_a_kept_reply_is_counted_and_never_paid_for_twice(model: ScriptedModel, tmp_path: Path) -> None:
+    model.script = lambda body: completion(OTHER)
+    texts, report = asked(model.url, tmp_path / "cache", 3)
+    assert texts == {str(n): OTHER for n in range(3)}
+    assert (report.kept, report.prompt_tokens, report.completion_tokens) == (3, 300, 60)
+    assert report.cost((1.0, 2.0)) == pytest.approx(420e-6) and report.cost(None) is None
+    again, second = asked(model.url, tmp_path / "cache", 3)
+    assert again == texts and len(model.asked) == 3
+    assert (second.kept, second.from_cache, second.prompt_tokens) == (3, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (completion(None, refusal="No."), "refused"),
+        (completion("I'm sorry, I can't help with that."), "refused"),
+        (completion("", "content_filter"), "refused"),
+        (completion(OTHER[:80], "length"), "cut off"),
+        (completion("  "), "empty"),
+        (completion(TEXT.replace("center", "edge")), "contradicts the dies"),
+        (completion(None), "nonsense"),
+        ((200, {"choices": []}), "nonsense"),
+        ((200, {"answer": 42}), "nonsense"),
+        ((200, b"<html>busy</html>"), "nonsense"),
+        ((500, {"error": "boom"}), "status 500"),
+        ((429, {"error": "slow down"}), "status 429"),
+    ],
+)
+def test_a_reply_that_is_none_is_counted_by_its_reason(
+    model: ScriptedModel, tmp_path: Path, answer: tuple[int, Any], reason: str
+) -> None:
+    model.script = lambda body: answer
+    texts, report = asked(model.url, tmp_path / "cache")
+    assert texts == {} and dict(report.dropped) == {reason: 1}
+
+
+def test_what_was_paid_for_is_kept_though_it_was_dropped(model: ScriptedModel, tmp_path: Path) -> None:
+    model.script = lambda body: completion(None, refusal="No.")
+    asked(model.url, tmp_path / "cache")
+    _, report = asked(model.url, tmp_path / "cache")
+    assert len(model.asked) == 1 and dict(report.dropped) == {"refused": 1} and report.from_cache == 1
+
+
+def test_a_slow_endpoint_is_left(model: ScriptedModel, tmp_path: Path) -> None:
+    def slow(body: dict[str, Any]) -> tuple[int, Any]:
+        time.sleep(0.6)
+        return completion(OTHER)
+
+    model.script = slow
+    _, report = asked(model.url, tmp_path / "cache", timeout=0.2)
+    assert dict(report.dropped) == {"too slow": 1}
+
+
+def test_an_endpoint_that_is_down_is_not_asked_for_ever(model: ScriptedModel, tmp_path: Path) -> None:
+    model.close()
+    _, report = asked(model.url, tmp_path / "cache", GIVE_UP + 20)
+    assert report.dropped["cannot be reached"] >= GIVE_UP
+    assert report.dropped["not asked, the endpoint is down"] >= 15
+    assert report.dropped.total() == GIVE_UP + 20
+    model.close = lambda: None  # type: ignore[method-assign]
+
+
+def test_a_failed_request_is_tried_again(model: ScriptedModel, tmp_path: Path) -> None:
+    model.script = lambda body: completion(OTHER) if len(model.asked) > 1 else (503, {"error": "busy"})
+    _, report = asked(model.url, tmp_path / "cache", retries=2)
+    assert report.kept == 1 and len(model.asked) == 2
+
+
+def test_requests_keep_the_rate(model: ScriptedModel, tmp_path: Path) -> None:
+    model.script = lambda body: completion(OTHER)
+    begun = time.monotonic()
+    asked(model.url, tmp_path / "cache", 4, per_minute=600, workers=2)
+    assert time.monotonic() - begun >= 0.3
+
+
+def test_a_wrong_key_ends_it_with_what_to_check(model: ScriptedModel, tmp_path: Path) -> None:
+    model.script = lambda body: (401, {"error": {"message": "bad key"}})
+    with pytest.raises(ProviderError, match="check the URL, the model's name and the key in"):
+        asked(model.url, tmp_path / "cache", 3)
+
+
+def test_the_cache_survives_a_line_that_was_cut(tmp_path: Path) -> None:
+    from train.vqa.endpoint import Reply
+
+    cache = ReplyCache(tmp_path / "cache")
+    cache.put("a", Reply("one", "stop", 3, 4))
+    with (tmp_path / "cache").open("a") as file:
+        file.write('{"key": "b", "rep')
+    found = ReplyCache(tmp_path / "cache").get("a")
+    assert found == Reply("one", "stop", 3, 4, cached=True)
+    (tmp_path / "cache").write_text("no cache\nat all\n")
+    with pytest.raises(ConfigError, match="line 1 of .* is no kept reply"):
+        ReplyCache(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "values", [{"url": "localhost:8000"}, {"model": ""}, {"retries": -1}, {"timeout": 0}, {"workers": 0}]
+)
+def test_settings_that_cannot_be_meant_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        EndpointSettings(**{"url": "http://x/v1", "model": "m", **values})
+
+
+def test_the_dataset_holds_what_was_kept_and_the_rest_as_it_was(
+    model: ScriptedModel, words_folder: Path, synthetic_dataset: Path, tmp_path: Path
+) -> None:
+    """The scripted model words one claim otherwise, and lies about another."""
+
+    def script(body: dict[str, Any]) -> tuple[int, Any]:
+        text = drafted(body)
+        return completion(text.replace("lie mostly in", "are mainly in").replace("dense", "sparse"))
+
+    model.script = script
+    config = VqaConfig(synthetic_dataset, per_class=1, endpoint=settings(model.url, workers=4))
+    counts, _ = build_vqa(config, tmp_path / "words")
+    told = counts["rewrite"]
+    assert told["kept"] + sum(told["dropped"].values()) == told["asked"]
+    # The same text about two wafers is paid for once.
+    assert len(model.asked) + told["from_cache"] == told["asked"] > len(model.asked)
+    assert told["dropped"]["contradicts the dies"] > 5 and told["prompt_tokens"] > 0
+    entries = json.loads((tmp_path / "words" / "descriptions.json").read_text(encoding="utf-8"))
+    texts = [entry["descriptions"]["full"] for entry in entries]
+    assert any("are mainly in" in text for text in texts)
+    before = {
+        entry["id"]: entry["descriptions"]["full"]
+        for entry in json.loads((words_folder / "descriptions.json").read_text(encoding="utf-8"))
+    }
+    untouched = [entry for entry in entries if "dense" in before[entry["id"]]]
+    assert untouched
+    assert all(entry["descriptions"]["full"] == before[entry["id"]] for entry in untouched)
+    assert (tmp_path / "words.replies.jsonl").is_file()

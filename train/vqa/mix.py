@@ -1,0 +1,47 @@
+"""Mixes of kinds: which questions a training asks, and how often."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from train.vqa.causes import Causes
+from train.vqa.questions import BANK
+from train.vqa.write import DESCRIPTIONS, KINDS, write
+from wafervlm.errors import ConfigError
+from wafervlm.wafermap import DieGrid
+
+# Half of the time the description a station asks for, so that it is learned best; the rest keeps the model
+# listening to what it is asked.
+DEFAULT_MIX = {
+    "full": 0.5,
+    **dict.fromkeys([kind for kind in DESCRIPTIONS if kind != "full"], 0.05),
+    **dict.fromkeys(BANK, 0.35 / len(BANK)),
+}
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Writes a question and its answer of a kind drawn by ``weights`` (kind of train.vqa.write to weight,
+    above 0 in all); as ``write`` otherwise. Raises ConfigError for a kind that is not known."""
+
+    weights: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_MIX))
+    causes: Causes | None = None
+
+    def __post_init__(self) -> None:
+        for kind, weight in self.weights.items():
+            if kind not in KINDS:
+                raise ConfigError(f"kind {kind!r} of question is not known; known are {', '.join(KINDS)}")
+            if not weight >= 0:
+                raise ConfigError(f"the weight of {kind!r} is {weight!r}; it must be 0 or more")
+        if not sum(self.weights.values()) > 0:
+            raise ConfigError("all kinds of questions have the weight 0; give one a weight above it")
+
+    def __call__(self, dies: DieGrid, label: str, rng: np.random.Generator) -> tuple[str, str]:
+        """The question and the answer about ``dies`` (H, W) uint8 of a wafer said to show ``label``."""
+        names = list(self.weights)
+        shares = np.array([self.weights[name] for name in names], dtype=np.float64)
+        kind = names[int(rng.choice(len(names), p=shares / shares.sum()))]
+        return write(dies, label, rng, kind, self.causes)

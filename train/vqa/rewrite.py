@@ -1,0 +1,226 @@
+"""Rewriting of answers by a language model: other words for the same facts, checked against the dies.
+
+A rewriting is kept only where it says of the dies what the reference says, names the same candidates, keeps
+its form and names no other class; otherwise the text as it was stays, and the reason is counted.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+from train.progress import Progress
+from train.vqa.causes import Causes
+from train.vqa.descriptions import MORPHOLOGY, ROOT_CAUSE, SPATIAL
+from train.vqa.endpoint import Endpoint, NoReply, Reply
+from wafervlm.claims import check, extract
+from wafervlm.geometry import ZONES, Geometry
+
+INSTRUCTIONS = (
+    "You edit short texts about semiconductor wafer maps. Say the same in other plain English words. Keep "
+    "every number, zone, clock position, shape and candidate phrase exactly; add nothing, leave nothing out. "
+    "Keep numbered lines and the word 'candidate:' before each candidate. Never say what the cause is. Reply "
+    "with the new text alone."
+)
+# After so many requests in a row without a reply the endpoint is taken for down.
+GIVE_UP = 8
+_DEFINITE = re.compile(
+    r"\b(?:caused by|due to|because of|results? from|the (?:root[- ])?cause (?:is|was))\b", re.IGNORECASE
+)
+_REFUSED = re.compile(
+    r"^\W*(?:i(?:'m| am) (?:sorry|unable)|sorry\b|i can(?:'t|not)\b|as an ai\b)", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A text to rewrite: the answer ``text`` to ``question`` about a wafer of ``label``, whose dies are
+    ``measured`` by the function when they are needed; ``name`` is the row's id."""
+
+    name: str
+    question: str
+    text: str
+    label: str
+    measured: Callable[[], Geometry]
+
+
+@dataclass
+class Report:
+    """What became of the drafts: how many were kept, why others were dropped, what it cost."""
+
+    asked: int = 0
+    kept: int = 0
+    from_cache: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON. Tokens are those paid for in this run; cached replies cost none."""
+        return {
+            "asked": self.asked,
+            "kept": self.kept,
+            "from_cache": self.from_cache,
+            "dropped": dict(self.dropped.most_common()),
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+        }
+
+    def cost(self, prices: tuple[float, float] | None) -> float | None:
+        """What this run's tokens cost at ``prices`` per million prompt and completion tokens."""
+        if prices is None:
+            return None
+        return (self.prompt_tokens * prices[0] + self.completion_tokens * prices[1]) / 1e6
+
+
+def messages(draft: Draft) -> list[dict[str, str]]:
+    """The conversation that asks for a rewriting."""
+    asked = f"Question: {draft.question}\nText:\n{draft.text}"
+    return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": asked}]
+
+
+def fault(draft: Draft, text: str, causes: Causes) -> str | None:
+    """Why ``text`` may not stand for the draft's, as a short phrase; None where it may."""
+    if _REFUSED.match(text):
+        return "refused"
+    if _form(text) != _form(draft.text):
+        return "lost its form"
+    if len(text) > 3 * len(draft.text) + 80:
+        return "too long"
+    return _cause_fault(draft, text, causes) or _claim_fault(draft, text)
+
+
+def rewrite(
+    drafts: Sequence[Draft], endpoint: Endpoint, causes: Causes, *, workers: int
+) -> tuple[dict[str, str], Report]:
+    """Ask ``endpoint`` for a rewriting of each draft; return the texts that may stand, by name, and what
+    became of all. An endpoint that gives no reply is no error: the rest is counted as not asked.
+
+    Raises ProviderError where no request can succeed.
+    """
+    texts: dict[str, str] = {}
+    report, silent = Report(), _Silence()
+    with Progress("rewrite", len(drafts)) as progress, ThreadPoolExecutor(workers) as pool:
+        for draft, reply in _replies(drafts, endpoint, pool, workers, silent):
+            text, reason = _judged(draft, reply, causes)
+            _count(report, reply, reason)
+            if text is not None:
+                texts[draft.name] = text
+            tokens = report.prompt_tokens + report.completion_tokens
+            progress.advance(
+                note=f"{report.kept} kept, {sum(report.dropped.values())} dropped, {tokens} tokens"
+            )
+    return texts, report
+
+
+class _Silence:
+    """Counts requests in a row that had no reply. Threads share it."""
+
+    def __init__(self) -> None:
+        self._lock, self._count = threading.Lock(), 0
+
+    def note(self, *, answered: bool) -> None:
+        with self._lock:
+            self._count = 0 if answered else self._count + 1
+
+    @property
+    def lasting(self) -> bool:
+        return self._count >= GIVE_UP
+
+
+def _replies(
+    drafts: Sequence[Draft], endpoint: Endpoint, pool: ThreadPoolExecutor, workers: int, silent: _Silence
+) -> Iterable[tuple[Draft, Reply | str]]:
+    """Each draft with its reply, or the reason why there is none, as they come."""
+    waiting = iter(drafts)
+    running: dict[Future[Reply | str], Draft] = {}
+    try:
+        while True:
+            # Few are in flight, so that an endpoint that is down is not asked thousands of times.
+            while len(running) < 2 * workers and (draft := next(waiting, None)) is not None:
+                running[pool.submit(_ask, draft, endpoint, silent)] = draft
+            if not running:
+                return
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(done), done.result()
+    finally:
+        for left in running:
+            left.cancel()
+
+
+def _ask(draft: Draft, endpoint: Endpoint, silent: _Silence) -> Reply | str:
+    if silent.lasting:
+        return "not asked, the endpoint is down"
+    try:
+        reply = endpoint.ask(messages(draft))
+    except NoReply as error:
+        silent.note(answered=False)
+        return error.reason
+    silent.note(answered=True)
+    return reply
+
+
+def _judged(draft: Draft, reply: Reply | str, causes: Causes) -> tuple[str | None, str | None]:
+    if isinstance(reply, str):
+        return None, reply
+    if reply.finish == "refused":
+        return None, "refused"
+    if reply.finish == "length":
+        return None, "cut off"
+    text = "\n".join(line.strip() for line in reply.text.strip().splitlines() if line.strip())
+    reason = fault(draft, text, causes) if text else "empty"
+    return (text, None) if reason is None else (None, reason)
+
+
+def _count(report: Report, reply: Reply | str, reason: str | None) -> None:
+    report.asked += 1
+    if isinstance(reply, Reply):
+        report.from_cache += reply.cached
+        report.prompt_tokens += 0 if reply.cached else reply.prompt_tokens
+        report.completion_tokens += 0 if reply.cached else reply.completion_tokens
+    if reason is None:
+        report.kept += 1
+    else:
+        report.dropped[reason] += 1
+
+
+def _form(text: str) -> tuple[str, ...]:
+    """The parts that a text is made of: numbers of lines, titles of a description, JSON, a yes or no."""
+    numbers = re.findall(r"^\s*(\d)\. ", text, re.MULTILINE)
+    titles = [title for title in (SPATIAL, MORPHOLOGY, ROOT_CAUSE) if title.casefold() in text.casefold()]
+    verdict = re.match(r"(yes|no)\b", text, re.IGNORECASE)
+    return (*numbers, *titles, *("JSON" for _ in range(text.lstrip().startswith("{"))), *_low(verdict))
+
+
+def _low(found: re.Match[str] | None) -> tuple[str, ...]:
+    return () if found is None else (found.group().casefold(),)
+
+
+def _cause_fault(draft: Draft, text: str, causes: Causes) -> str | None:
+    phrases = {c.phrase for pattern in causes.patterns.values() for c in pattern.candidates}
+    before, after = _named(phrases, draft.text), _named(phrases, text)
+    if after - before:
+        return "names another candidate"
+    if before - after:
+        return "leaves out a candidate"
+    if text.casefold().count("candidate") < len(before) or _DEFINITE.search(text):
+        return "names a cause as a fact"
+    labels = [label for label in causes.patterns if label.casefold() not in ZONES]
+    return "names another class" if _named(labels, text) - _named(labels, draft.text) else None
+
+
+def _named(phrases: Iterable[str], text: str) -> set[str]:
+    return {p for p in phrases if re.search(rf"(?<![\w-]){re.escape(p)}(?![\w-])", text, re.IGNORECASE)}
+
+
+def _claim_fault(draft: Draft, text: str) -> str | None:
+    reference, said = set(extract(draft.text)), extract(text)
+    if any(found.contradicted for found in check(said, draft.measured())):
+        return "contradicts the dies"
+    if set(said) - reference:
+        return "says what the reference does not"
+    return "leaves out a claim" if reference - set(said) else None
