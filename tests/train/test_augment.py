@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from train.augment import FALSE_FAILS, FALSE_PASSES, flipped, relaid, strongly
 from train.synthetic import scene, wafers
-from wafervlm.geometry import measure
+from wafervlm.geometry import measure_shares
 from wafervlm.wafermap import FAIL, NO_DIE, PASS, DieGrid, transform
 
 
@@ -70,7 +70,7 @@ def test_a_pattern_keeps_its_measure(seed: int) -> None:
     made = strongly(dies, np.random.default_rng(seed))
     np.testing.assert_array_equal(made, strongly(dies, np.random.default_rng(seed)))
     assert made.dtype == np.uint8 and made.any() and made.max() <= FAIL
-    before, after = measure(dies), measure(made)
+    before, after = measure_shares(dies), measure_shares(made)
     # Flips change a share by 0.08 at most; few dies lie in the inner zone of a small grid.
     assert after.share == pytest.approx(before.share, abs=0.15)
     assert after.zones == pytest.approx(before.zones, abs=0.35)

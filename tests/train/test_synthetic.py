@@ -7,7 +7,7 @@ import pytest
 
 from train.synthetic import scene, wafers
 from wafervlm.errors import UsageError
-from wafervlm.geometry import measure
+from wafervlm.geometry import measure_shares
 from wafervlm.task import WAFER_DEFECTS
 from wafervlm.wafermap import check_dies
 
@@ -20,7 +20,7 @@ def test_same_seed_same_maps() -> None:
 
 def test_shapes_are_those_of_the_class() -> None:
     def zones(label: str) -> np.ndarray:
-        return np.mean([measure(w.dies).zones for w in wafers([label] * 30, 1)], axis=0)
+        return np.mean([measure_shares(w.dies).zones for w in wafers([label] * 30, 1)], axis=0)
 
     centre, ring = zones("Center"), zones("Edge-Ring")
     assert centre[0] > 3 * centre[2]

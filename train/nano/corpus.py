@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.nano.config import END_OF_TURN, IMAGE_PAD, TURN, VISION_END, VISION_START
+from train.nano.raw_clusters import RawCluster, Sighting, sight
 from train.synthetic import scene
-from wafervlm.geometry import Cluster, Geometry, measure
 from wafervlm.task import RECIPE_CONTEXT, RECIPE_QUESTION, WAFER_DEFECTS
 from wafervlm.wafermap import DieGrid
 
@@ -33,7 +33,7 @@ class Question:
     """A template: how it may be asked, and the answer measured on the dies."""
 
     wordings: tuple[str, ...]
-    answer: Callable[[Geometry], str]
+    answer: Callable[[Sighting], str]
 
 
 @dataclass(frozen=True)
@@ -52,31 +52,31 @@ def _levels(shares: NDArray[np.float64]) -> str:
     return "".join(str(round(9 * float(np.sqrt(share)))) for share in shares)
 
 
-def _zones(found: Geometry) -> str:
-    inner, middle, outer = (_percent(share) for share in found.zones)
+def _zones(found: Sighting) -> str:
+    inner, middle, outer = (_percent(share) for share in found.shares.zones)
     return f"inner {inner}, middle {middle}, outer {outer} percent."
 
 
-def _ring(found: Geometry) -> str:
+def _ring(found: Sighting) -> str:
     return f"{'Yes' if found.has_ring else 'No'}, {found.ring_hours} of 12 hours."
 
 
-def _place(cluster: Cluster) -> str:
+def _place(cluster: RawCluster) -> str:
     return f"{cluster.zone} zone, radius {_percent(cluster.radius)}, {cluster.hour} o'clock."
 
 
-def _extent(cluster: Cluster) -> str:
+def _extent(cluster: RawCluster) -> str:
     rim = "at the rim" if cluster.rim else "inside"
     return f"{cluster.size} dies, length {_percent(cluster.length)}, width {_percent(cluster.width)}, {rim}."
 
 
-def _of_cluster(rank: int, say: Callable[[Cluster], str]) -> Callable[[Geometry], str]:
+def _of_cluster(rank: int, say: Callable[[RawCluster], str]) -> Callable[[Sighting], str]:
     return lambda found: (
         say(found.clusters[rank]) if len(found.clusters) > rank else "There is no such cluster."
     )
 
 
-def _line(found: Geometry) -> str:
+def _line(found: Sighting) -> str:
     lines = [c for c in found.clusters if c.is_line]
     if not lines:
         return "No."
@@ -84,30 +84,33 @@ def _line(found: Geometry) -> str:
     return f"Yes, {len(lines)}; length {_percent(longest.length)}, {_place(longest)}"
 
 
-def _densest(found: Geometry) -> str:
-    row, column = np.unravel_index(int(found.grid.argmax()), found.grid.shape)
+def _densest(found: Sighting) -> str:
+    row, column = np.unravel_index(int(found.shares.grid.argmax()), found.shares.grid.shape)
     return f"row {row + 1}, column {column + 1}."
 
 
 QUESTIONS: dict[str, Question] = {
     "share": Question(
         ("What share of the dies fails?", "How many dies fail, in percent?"),
-        lambda found: f"{_percent(found.share)} percent.",
+        lambda found: f"{_percent(found.shares.share)} percent.",
     ),
     "zones": Question(("What share fails in each zone?", "Failing share by zone?"), _zones),
-    "rings": Question(("Failing share in six rings outwards?",), lambda found: _levels(found.rings)),
-    "rim": Question(("Failing share at the rim by hour?",), lambda found: _levels(found.rim_hours)),
-    "middle": Question(("Failing share in the middle by hour?",), lambda found: _levels(found.middle_hours)),
+    "rings": Question(("Failing share in six rings outwards?",), lambda found: _levels(found.shares.rings)),
+    "rim": Question(("Failing share at the rim by hour?",), lambda found: _levels(found.shares.rim_hours)),
+    "middle": Question(
+        ("Failing share in the middle by hour?",), lambda found: _levels(found.shares.middle_hours)
+    ),
     "grid": Question(
         ("Failing share on a five by five grid?",),
-        lambda found: " ".join(_levels(row) for row in found.grid),
+        lambda found: " ".join(_levels(row) for row in found.shares.grid),
     ),
     "densest": Question(("Where on the grid do most dies fail?",), _densest),
     "ring": Question(("Is there a ring at the rim?", "Do failing dies form a ring?"), _ring),
     "line": Question(("Is there a line?", "Do failing dies form a line?"), _line),
     "clusters": Question(("How many clusters are there?",), lambda found: f"{len(found.clusters)}."),
     "lonely": Question(
-        ("What share of the failing dies stands alone?",), lambda found: f"{_percent(found.lonely)} percent."
+        ("What share of the failing dies stands alone?",),
+        lambda found: f"{_percent(found.shares.lonely)} percent.",
     ),
     "largest place": Question(("Where is the largest cluster?",), _of_cluster(0, _place)),
     "largest extent": Question(("How large is the largest cluster?",), _of_cluster(0, _extent)),
@@ -121,7 +124,7 @@ WEIGHTS = {"grid": 3.0, "rim": 2.0, "middle": 2.0, "largest extent": 2.0, "line"
 
 def turns(dies: DieGrid, rng: np.random.Generator, count: int) -> list[Turn]:
     """``count`` different questions about ``dies`` with their answers, in random order."""
-    found = measure(dies)
+    found = sight(dies)
     names = list(QUESTIONS)
     weights = np.array([WEIGHTS.get(name, 1.0) for name in names])
     chosen = rng.choice(len(names), size=count, replace=False, p=weights / weights.sum())

@@ -15,12 +15,12 @@ from train.augment import strongly
 from train.nano.config import NANO
 from train.nano.corpus import letter_pieces, repeated_words, segments, turns
 from train.nano.plan import BaseSettings
+from train.nano.raw_clusters import sight
 from train.nano.sight import targets
 from train.patches import patchify
 from train.sources.npz import read_npz
 from train.splits import load_split
 from train.synthetic import scene
-from wafervlm.geometry import measure
 from wafervlm.render import RenderSpec, render
 from wafervlm.wafermap import DieGrid
 
@@ -108,7 +108,7 @@ class Conversations(IterableDataset[Batch]):
 
 def interest(pool: list[DieGrid]) -> NDArray[np.float64]:
     """How often to show each map: those whose failing dies cluster more often, judged by the dies alone."""
-    clustered = np.array([sum(c.size for c in measure(g).clusters) / np.count_nonzero(g) for g in pool])
+    clustered = np.array([sum(c.size for c in sight(g).clusters) / np.count_nonzero(g) for g in pool])
     weights = 0.2 + np.clip(5 * clustered, 0, 1)
     return np.asarray(weights / weights.sum())
 

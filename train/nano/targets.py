@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from wafervlm.geometry import LINE_ASPECT, LINE_LENGTH, Cluster, measure
+from train.nano.raw_clusters import LINE_ASPECT, LINE_LENGTH, RawCluster, sight
 from wafervlm.wafermap import FAIL, NO_DIE, DieGrid
 
 Floats = NDArray[np.float32]
@@ -43,22 +43,23 @@ def patch_targets(dies: DieGrid, pixels: int, patch: int) -> Floats:
 
 
 def wafer_targets(dies: DieGrid) -> Floats:
-    """The measurements of ``wafervlm.geometry`` on ``dies`` as one vector, with the shares of failing dies by
-    number of failing neighbours (9) and by size of their cluster."""
-    found = measure(dies)
+    """The measurements of ``train.nano.raw_clusters`` on ``dies`` as one vector, with the shares of failing
+    dies by number of failing neighbours (9) and by size of their cluster."""
+    found = sight(dies)
+    shares = found.shares
     failing = dies == FAIL
     count = max(int(failing.sum()), 1)
     neighbours = ndimage.convolve(failing.astype(np.int8), _EIGHT.astype(np.int8), mode="constant")[failing]
     marked, _ = ndimage.label(failing, structure=_EIGHT)
     sizes = np.bincount(marked.ravel())[marked[failing]]
     parts = [
-        [found.share, found.lonely, np.log1p(count), np.log1p(len(found.clusters))],
+        [shares.share, shares.lonely, np.log1p(count), np.log1p(len(found.clusters))],
         [found.ring_hours / 12, float(found.has_ring), sum(c.is_line for c in found.clusters)],
-        found.zones,
-        found.rings,
-        found.rim_hours,
-        found.middle_hours,
-        found.grid.ravel(),
+        shares.zones,
+        shares.rings,
+        shares.rim_hours,
+        shares.middle_hours,
+        shares.grid.ravel(),
         np.bincount(neighbours - 1, minlength=9)[:9] / count,
         np.bincount(np.searchsorted(_SIZES, sizes, side="right"), minlength=len(_SIZES) + 1) / count,
         *(
@@ -69,7 +70,7 @@ def wafer_targets(dies: DieGrid) -> Floats:
     return np.concatenate([np.asarray(part, dtype=np.float32) for part in parts])
 
 
-def _cluster_values(cluster: Cluster | None) -> list[float]:
+def _cluster_values(cluster: RawCluster | None) -> list[float]:
     if cluster is None:
         return [0.0] * 10
     angle = 2 * np.pi * cluster.hour / 12

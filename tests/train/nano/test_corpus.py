@@ -10,8 +10,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from train.nano.corpus import CLASS_NAMES, QUESTIONS, WEIGHTS, letter_pieces, repeated_words, segments, turns
+from train.nano.raw_clusters import sight
 from train.synthetic import scene
-from wafervlm.geometry import measure
 from wafervlm.task import WAFER_DEFECTS
 
 
@@ -28,7 +28,7 @@ def test_no_class_is_named() -> None:
 def test_answers_are_measured_on_the_dies() -> None:
     dies = np.ones((20, 20), dtype=np.uint8)
     dies[:10] = 2
-    found = measure(dies)
+    found = sight(dies)
     assert QUESTIONS["share"].answer(found) == "50 percent."
     assert QUESTIONS["grid"].answer(found) == "99999 99999 66666 00000 00000"
     assert QUESTIONS["clusters"].answer(found) == "1."

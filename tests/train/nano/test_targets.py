@@ -8,11 +8,11 @@ import torch
 
 from train.augment import strongly
 from train.nano.config import NANO, TINY, Shape
+from train.nano.raw_clusters import sight
 from train.nano.sight import targets
 from train.nano.targets import PATCH_VALUES, _axes, patch_targets, wafer_targets
 from train.patches import patchify
 from train.synthetic import scene
-from wafervlm.geometry import measure
 from wafervlm.render import RenderSpec, render
 from wafervlm.wafermap import FAIL, PASS
 
@@ -67,10 +67,10 @@ def test_the_whole_is_what_the_geometry_measures() -> None:
     rng = np.random.default_rng(2)
     for _ in range(20):
         dies = strongly(scene(rng), rng)
-        found, values = measure(dies), wafer_targets(dies)
-        assert values[0] == pytest.approx(found.share)
-        assert values[7:10] == pytest.approx(found.zones)
-        assert values[40:65] == pytest.approx(found.grid.ravel())
+        found, values = sight(dies), wafer_targets(dies)
+        assert values[0] == pytest.approx(found.shares.share)
+        assert values[7:10] == pytest.approx(found.shares.zones)
+        assert values[40:65] == pytest.approx(found.shares.grid.ravel())
         # Neighbour counts and cluster sizes are shares of the failing dies.
         assert values[65:74].sum() == pytest.approx(1.0) and values[74:82].sum() == pytest.approx(1.0)
         if found.clusters:
