@@ -1,7 +1,8 @@
 """Engine: a graph compiled for certain GPUs, in a folder of its own that names its bundle by digest.
 
-The folder holds ``manifest.json``, the engine, and ``verified.json`` once the golden maps came out on
-this machine. An engine is a program: nothing reads it before its digest has been compared.
+The folder holds ``manifest.json``, the engine, two more where it generates text too, and ``verified.json``
+once the golden maps came out on this machine. An engine is a program: nothing reads it before its digest
+has been compared.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from wafervlm.engine_manifest import (
     engine_manifest,
     verification_of,
 )
+from wafervlm.engine_words import FEATURES_ENGINE, STEP_ENGINE, WordsVerification
 from wafervlm.errors import (
     DigestError,
     FileSetError,
@@ -40,18 +42,19 @@ from wafervlm.errors import (
 from wafervlm.manifest import MAX_MANIFEST_BYTES, FileEntry, read_json
 
 VERIFIED = "verified.json"
+ENGINE_FILES = (ENGINE_FILE, FEATURES_ENGINE, STEP_ENGINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """An engine folder whose manifest was read; its file's digest is compared when it is read."""
+    """An engine folder whose manifest was read; a file's digest is compared when it is read."""
 
     path: Path
     manifest: EngineManifest
 
-    def read(self) -> bytes:
-        """The engine's bytes, read once and checked as read. Raises FileSetError and DigestError."""
-        entry = self.manifest.file
+    def read(self, entry: FileEntry) -> bytes:
+        """The bytes of ``entry``, one of the manifest's files, read once and checked as read. Raises
+        FileSetError and DigestError."""
         data = _read_plain(self.path / entry.path, entry.size)
         _check_size(self.path / entry.path, len(data), entry.size)
         if hashlib.sha256(data).hexdigest() != entry.sha256:
@@ -66,6 +69,14 @@ class Engine:
         for found in (self.manifest.verification, self._record()):
             if found and found.place == place and found.engine == self.manifest.file.sha256:
                 return found
+        return None
+
+    def words_verified_at(self, place: Place) -> WordsVerification | None:
+        """The verification of its words that holds for ``place``."""
+        words = self.manifest.words
+        for found in (self.manifest.verification, self._record()):
+            if words and found and found.place == place and found.words and found.words.is_of(words):
+                return found.words
         return None
 
     def record(self, verification: Verification) -> bool:
@@ -135,9 +146,10 @@ def read_manifest(folder: Path) -> EngineManifest:
     return engine_manifest(read_json(_read_plain(path, MAX_MANIFEST_BYTES), str(path)), str(path))
 
 
-def build_command(engine: Path, bundle: Path | None = None) -> str:
-    """The command that builds ``engine`` for the GPU that is here."""
-    return command("wafervlm", "engine", "--bundle", bundle or "BUNDLE", "-o", engine)
+def build_command(engine: Path, bundle: Path | None = None, *, words: bool = False) -> str:
+    """The command that builds ``engine`` for the GPU that is here, with ``words`` too where so asked."""
+    more = ["--words"] if words else []
+    return command("wafervlm", "engine", "--bundle", bundle or "BUNDLE", "-o", engine, *more)
 
 
 def verify_command(engine: Path, bundle: Path) -> str:
@@ -172,17 +184,17 @@ def writing_engine(out: Path) -> Iterator[Path]:
 
 def check_output(out: Path) -> None:
     """Refuse to write over a folder that is no engine. Raises UsageError."""
-    if out.exists() and not (out.is_dir() and not _extra(out, ENGINE_FILE)):
+    if out.exists() and not (out.is_dir() and not _extra(out, ENGINE_FILES)):
         raise UsageError(f"{out} exists and is no engine folder; choose another folder")
 
 
-def write_file(folder: Path, data: Any) -> FileEntry:
-    """Write ``data``, any buffer, as the engine of ``folder``."""
+def write_file(folder: Path, data: Any, name: str = ENGINE_FILE) -> FileEntry:
+    """Write ``data``, any buffer, as the engine ``name`` of ``folder``."""
     view = memoryview(data).cast("B")
-    with ThreadPoolExecutor(1) as beside, open(folder / ENGINE_FILE, "wb") as file:
+    with ThreadPoolExecutor(1) as beside, open(folder / name, "wb") as file:
         digest = beside.submit(lambda: hashlib.sha256(view).hexdigest())
         file.write(view)
-    return FileEntry(ENGINE_FILE, digest.result(), view.nbytes)
+    return FileEntry(name, digest.result(), view.nbytes)
 
 
 def write_engine_manifest(folder: Path, manifest: EngineManifest) -> None:
@@ -221,20 +233,21 @@ def _sync(path: Path) -> None:
 
 
 def _check_files(engine: Engine) -> None:
-    entry, folder = engine.manifest.file, engine.path
-    if extra := _extra(folder, entry.path):
+    entries, folder = engine.manifest.files, engine.path
+    if extra := _extra(folder, [entry.path for entry in entries]):
         raise FileSetError(f"engine {folder} holds {extra[0]!r}, which its manifest does not list; remove it")
-    path = folder / entry.path
-    if not path.is_file() or path.is_symlink():
-        raise FileSetError(
-            f"engine {folder} lacks the file {entry.path!r}; build it again: {build_command(folder)}"
-        )
-    _check_size(path, path.stat().st_size, entry.size)
+    for entry in entries:
+        path = folder / entry.path
+        if not path.is_file() or path.is_symlink():
+            raise FileSetError(
+                f"engine {folder} lacks the file {entry.path!r}; build it again: {build_command(folder)}"
+            )
+        _check_size(path, path.stat().st_size, entry.size)
 
 
-def _extra(folder: Path, file: str) -> list[str]:
+def _extra(folder: Path, files: Iterable[str]) -> list[str]:
     """Names in ``folder`` that are not of an engine; a verification that was being written is of it."""
-    names = {path.name for path in folder.iterdir()} - {MANIFEST, VERIFIED, file}
+    names = {path.name for path in folder.iterdir()} - {MANIFEST, VERIFIED, *files}
     return sorted(name for name in names if not name.startswith(f".{VERIFIED}."))
 
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,15 +10,10 @@ import click
 
 from wafervlm import console
 from wafervlm.commands import bundle_option
-from wafervlm.errors import IntegrityError
+from wafervlm.errors import UsageError
 
 if TYPE_CHECKING:
     from wafervlm.bundle import Bundle
-    from wafervlm.engine import Engine
-    from wafervlm.engine_manifest import EngineManifest, Verification
-    from wafervlm.runtimes.tensorrt_build import Report, Target
-
-SECONDS_BETWEEN_NOTES = 5.0
 
 
 @click.command()
@@ -49,6 +40,18 @@ SECONDS_BETWEEN_NOTES = 5.0
     help="Images that it takes at once.",
 )
 @click.option(
+    "--words",
+    is_flag=True,
+    help="Generate text too, for wafervlm describe: two more engines, in which the weights are stored once "
+    "more, and which take their own memory of the GPU where text is asked for.",
+)
+@click.option(
+    "--max-prompt",
+    type=click.IntRange(min=1),
+    help="Tokens of a question and its image read at once; of a longer one the rest follows one by one, "
+    "which is slow. With --words.  [default: 1024]",
+)
+@click.option(
     "--tolerance",
     type=click.FloatRange(min=0, min_open=True),
     help="How far label log-probabilities may lie off.  [default: bf16 0.5, fp16 0.06, fp32 0.01]",
@@ -60,6 +63,8 @@ def engine(
     target: str,
     precision: str,
     max_batch: int,
+    words: bool,
+    max_prompt: int | None,
     tolerance: float | None,
     as_json: bool,
 ) -> None:
@@ -69,18 +74,27 @@ def engine(
     used there. Built on the machine with the GPU, it runs the golden maps at once, and is written only where
     their scores come out. An engine runs with the version of TensorRT that built it, and no other.
 
+    With --words the bundle must have been exported with words. What its own graphs say of two golden maps is
+    kept as reference, which takes wafervlm[cpu,words] here; the tool needs wafervlm[words] alone.
+
     \b
     Example:
       wafervlm engine --bundle bundle/ --target rtx:8.6,8.9,12.0 -o engine/
       wafervlm engine --bundle bundle/ -o engine/
+      wafervlm engine --bundle bundle/ -o engine/ --words
     """
     from wafervlm.bundle import open_bundle
     from wafervlm.engine import check_output, verify_command
-    from wafervlm.runtimes.tensorrt_build import TOLERANCES, check_buildable, find_target
+    from wafervlm.engine_build import draft_of, found_or_built
+    from wafervlm.runtimes.tensorrt_build import TOLERANCES, check_buildable
+    from wafervlm.runtimes.tensorrt_target import find_target
 
     opened = open_bundle(bundle)
     check_output(out)
     check_buildable(opened.manifest, precision, ())
+    longest = _max_prompt(opened, max_prompt) if words else None
+    if max_prompt is not None and not words:
+        raise UsageError("--max-prompt is for an engine with words; add --words, or leave it out")
     found = find_target(target)
     allowed = tolerance or TOLERANCES[precision]
     console.settings(
@@ -93,12 +107,15 @@ def engine(
             "precision": precision,
             "weights": opened.manifest.graph.precision,
             "max_batch": max_batch,
+            "words": f"prompts of up to {longest} tokens at once" if longest else None,
             "tolerance": allowed,
         }
     )
-    draft = _draft(opened, found, precision, max_batch, allowed)
+    draft = draft_of(
+        opened, found, precision=precision, max_batch=max_batch, max_prompt=longest, tolerance=allowed
+    )
     started = time.monotonic()
-    manifest = _found_or_built(opened, found, draft, out)
+    manifest = found_or_built(opened, found, draft, out)
     seconds = round(time.monotonic() - started, 1)
     console.result({"engine": str(out), "seconds": seconds, **manifest.to_dict()}, as_json)
     if manifest.verification is None:
@@ -110,110 +127,12 @@ def engine(
         console.next_command("wafervlm", "predict", "map.npy", "--bundle", opened.path, "--engine", out)
 
 
-def _draft(
-    bundle: Bundle, target: Target, precision: str, max_batch: int, tolerance: float
-) -> EngineManifest:
-    """The manifest but for what is known once the engine is built."""
-    from wafervlm.bundle import FileEntry
-    from wafervlm.engine import now
-    from wafervlm.engine_manifest import ENGINE_FILE, EngineManifest
+def _max_prompt(bundle: Bundle, asked: int | None) -> int:
+    """How many tokens are read at once. Raises UsageError where the bundle generates no text."""
+    from wafervlm.words.opening import words_section_of
+    from wafervlm.words.tensorrt_build import MAX_PROMPT
 
-    return EngineManifest(
-        bundle=bundle.digest,
-        bundle_name=bundle.manifest.name,
-        task_digest=bundle.manifest.task_digest,
-        created=now(),
-        builder=target.library.name,
-        builder_version=target.library.version,
-        compute_capabilities=target.compute_capabilities,
-        precision=precision,
-        weights=bundle.manifest.graph.precision,
-        max_batch=max_batch,
-        tolerance=tolerance,
-        file=FileEntry(ENGINE_FILE, "0" * 64, 0),
-        gpu=target.gpu.name if target.gpu else None,
-        driver=target.gpu.driver if target.gpu else None,
-    )
-
-
-def _found_or_built(bundle: Bundle, target: Target, draft: EngineManifest, out: Path) -> EngineManifest:
-    """The manifest of the engine in ``out``, built where none stands there that is what is asked for. Where
-    the GPU is here the golden maps have come out of it, and ``verification`` says so."""
-    from wafervlm.engine import Engine
-    from wafervlm.runtimes.tensorrt import find_place
-
-    standing = _standing(out, draft)
-    if standing is None:
-        return _build(bundle, target, draft, out)
-    console.say(f"{out} is complete and of this bundle already; it is not built again")
-    if target.gpu is None:
-        return standing
-    # It may have been built ahead of time, or on another GPU of this compute capability.
-    engine = Engine(out, standing)
-    known = engine.verified_at(find_place(engine, bundle))
-    return replace(standing, verification=known or _verify(bundle, engine))
-
-
-def _standing(out: Path, draft: EngineManifest) -> EngineManifest | None:
-    """The manifest of the engine that stands in ``out`` and is what is asked for, if one does."""
-    from wafervlm.engine import Engine, read_manifest
-
-    try:
-        manifest = read_manifest(out)
-        if not draft.made_like(manifest):
-            return None
-        Engine(out, manifest).read()
-    except IntegrityError:
-        return None
-    return manifest
-
-
-def _build(bundle: Bundle, target: Target, draft: EngineManifest, out: Path) -> EngineManifest:
-    """Build the engine and write its folder, whole and only where the golden maps come out."""
-    from wafervlm.engine import Engine, write_engine_manifest, write_file, writing_engine
-    from wafervlm.runtimes.tensorrt_build import build_engine
-
-    with writing_engine(out) as work:
-        with _notes() as report:
-            data = build_engine(
-                bundle, target, precision=draft.precision, max_batch=draft.max_batch, report=report
-            )
-        console.say(f"writing {data.nbytes / 1e6:.1f} MB")
-        manifest = replace(draft, file=write_file(work, data))
-        del data
-        write_engine_manifest(work, manifest)
-        if target.gpu is not None:
-            manifest = replace(manifest, verification=_verify(bundle, Engine(work, manifest)))
-            write_engine_manifest(work, manifest)
-    return manifest
-
-
-def _verify(bundle: Bundle, engine: Engine) -> Verification:
-    from wafervlm.verification import verify_engine
-
-    console.say("running the golden maps")
-    return verify_engine(bundle, engine)[0]
-
-
-@contextmanager
-def _notes() -> Iterator[Report]:
-    """Say every five seconds how far the build is: TensorRT tells its phases and steps, and not how long they
-    will take."""
-    started = time.monotonic()
-    state = ["reading the graph"]
-    done = threading.Event()
-
-    def report(phase: str, step: int, steps: int) -> None:
-        state[0] = f"{phase.lower()}, step {step} of {steps}" if steps > 1 else phase.lower()
-
-    def beat() -> None:
-        while not done.wait(SECONDS_BETWEEN_NOTES):
-            console.say(f"building: {state[0]}, {time.monotonic() - started:.0f} s")
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield report
-    finally:
-        done.set()
-        thread.join()
+    context = words_section_of(bundle).context
+    if asked is not None and asked > context:
+        raise UsageError(f"--max-prompt is {asked}, and the bundle's words read at most {context} tokens")
+    return min(asked or MAX_PROMPT, context)

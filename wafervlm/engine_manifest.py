@@ -6,10 +6,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from wafervlm.engine_words import (
+    WordsEngines,
+    WordsVerification,
+    words_engines,
+    words_verification,
+)
 from wafervlm.errors import ManifestError, SchemaVersionError
 from wafervlm.manifest import FileEntry, check_range, check_table, file_entry
 
-ENGINE_SCHEMA = 1
+ENGINE_SCHEMA = 2
+"""Of engines with words; those without are written as before there were any, in schema 1."""
 ENGINE_FILE = "model.engine"
 BUILDERS = ("tensorrt_rtx", "tensorrt")
 ENGINE_PRECISIONS = ("bf16", "fp16", "fp32")
@@ -29,7 +36,8 @@ class Place:
 @dataclass(frozen=True, slots=True)
 class Verification:
     """The golden maps' scores as an engine gave them: ``engine`` is the sha256 of its file, ``place`` where
-    it ran, and the differences are to the checkpoint's label log-probabilities and probabilities."""
+    it ran, and the differences are to the checkpoint's label log-probabilities and probabilities. ``words``
+    is what became of the golden texts, None for an engine without words."""
 
     engine: str
     place: Place
@@ -39,10 +47,11 @@ class Verification:
     label_agreement: float
     tolerance: float
     created: str
+    words: WordsVerification | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        return _without_none(asdict(self), "words")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +63,8 @@ class EngineManifest:
     serves) are None for an engine that was built ahead of time. ``weights`` is the bundle's precision,
     ``precision`` what the engine computes in. It takes ``min_batch`` to ``max_batch`` images at once.
     ``tolerance`` is how far label log-probabilities may lie from the golden maps' reference.
-    ``verification`` is what came out where it was built, None where it was not run there.
+    ``verification`` is what came out where it was built, None where it was not run there. ``words`` are the
+    engines that generate text, None where there are none.
     """
 
     bundle: str
@@ -73,20 +83,32 @@ class EngineManifest:
     driver: str | None = None
     verification: Verification | None = None
     min_batch: int = 1
-    schema_version: int = ENGINE_SCHEMA
+    words: WordsEngines | None = None
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """All files of the folder that hold an engine."""
+        return (self.file,) if self.words is None else (self.file, self.words.features, self.words.step)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        values = _without_none(asdict(self), "words")
+        if self.verification is not None:
+            values["verification"] = self.verification.to_dict()
+        return {"schema_version": 1 if self.words is None else ENGINE_SCHEMA, **values}
 
     def made_like(self, other: EngineManifest) -> bool:
-        """Whether ``other`` was built from the same bundle by the same builder for the same ends."""
+        """Whether ``other`` was built from the same bundle by the same builder for the same ends, and has
+        words where these are asked for."""
+        if self.words is not None and (other.words is None or not self.words.built_like(other.words)):
+            return False
         ignored: Mapping[str, Any] = {
             "created": "",
             "file": self.file,
             "verification": None,
             "driver": None,
             "gpu": None,
+            "words": None,
         }
         return replace(self, **ignored) == replace(other, **ignored)
 
@@ -134,6 +156,8 @@ def engine_manifest(values: dict[str, Any], where: str) -> EngineManifest:
             f"{where} has schema version {version} and this wafervlm reads up to {ENGINE_SCHEMA}; "
             "upgrade it with: pip install --upgrade wafervlm"
         )
+    words = values.get("words")
+    values = {key: value for key, value in values.items() if key != "words"}
     check_table(values, _KEYS, where)
     file = file_entry(values["file"], where)
     checks = {
@@ -160,14 +184,28 @@ def engine_manifest(values: dict[str, Any], where: str) -> EngineManifest:
         "file": file,
         "compute_capabilities": tuple(values["compute_capabilities"]),
         "verification": None if verification is None else verification_of(verification, where),
+        "words": None if words is None else words_engines(words, where),
     }
-    return EngineManifest(**{**values, **changes})
+    given = {key: value for key, value in values.items() if key != "schema_version"}
+    return EngineManifest(**{**given, **changes})
 
 
 def verification_of(values: Any, where: str) -> Verification:
     """The verification that ``values`` hold. Raises ManifestError."""
     if not isinstance(values, dict):
         raise ManifestError(f"the verification in {where} must be a table")
+    words = values.get("words")
+    values = {key: value for key, value in values.items() if key != "words"}
     check_table(values, _VERIFICATION_KEYS, f"the verification in {where}")
     check_table(values["place"], _PLACE_KEYS, f"the place in {where}")
-    return Verification(**{**values, "place": Place(**values["place"])})
+    changes: Mapping[str, Any] = {
+        "place": Place(**values["place"]),
+        "words": None if words is None else words_verification(words, f"the verification in {where}"),
+    }
+    return Verification(**{**values, **changes})
+
+
+def _without_none(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """``values`` without ``key`` where it is None: what was written before there was one must be readable by
+    programs from then."""
+    return {name: value for name, value in values.items() if name != key or value is not None}

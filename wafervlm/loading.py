@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from wafervlm.bundle import Bundle, open_bundle
 from wafervlm.engine import Engine, open_engine
-from wafervlm.errors import WaferVLMWarning
+from wafervlm.errors import UsageError, WaferVLMWarning
 from wafervlm.golden import read_golden
 from wafervlm.model import WaferVLM
-from wafervlm.runtimes import choose_runtime, open_runtime
+from wafervlm.runtimes import Runtime, choose_runtime, open_runtime
 from wafervlm.runtimes.deferred import DeferredRuntime
+from wafervlm.words.opening import choose_words_runtime, open_speaker
+from wafervlm.words.stream import Speaker
 
 log = logging.getLogger(__name__)
 
@@ -41,37 +44,102 @@ def load(
     memory runs out, UsageError for an argument that cannot be meant.
     """
     opened = open_bundle(bundle)
-    compiled = None if engine is None else open_engine(engine, opened)
-    name, why = (runtime or ("onnx" if compiled is None else "tensorrt")), ""
-    if name == "auto":
-        name, why = choose_runtime(opened, compiled)
-        log.info("runtime auto is %s: %s", name, why)
-        if compiled is not None and name != "tensorrt":
-            text = f"engine {compiled.path} is not used: runtime auto is {name} ({why})"
-            warnings.warn(text, WaferVLMWarning, stacklevel=2)
-            compiled = None
-    check = name == "tensorrt" and compiled is not None and _needs_verification(compiled, opened)
+    named = None if engine is None else open_engine(engine, opened)
+    name, why = _chosen(runtime, opened, named, choose_runtime)
+    compiled = named if name == "tensorrt" or not why else None
     cache = Path(runtime_cache) if runtime_cache is not None and (name == "tensorrt" or not why) else None
-    ready = open_runtime(name, opened, device=device, threads=threads, engine=compiled, runtime_cache=cache)
+    ready = _open(opened, name, device, threads, compiled, cache)
     device = "cuda" if name == "onnx-cuda" else device
+
+    def speaker() -> Speaker:
+        # Where "auto" chose, an engine may classify and have no words.
+        spoken, reason = _chosen("auto", opened, named, choose_words_runtime) if why else (name, "")
+        return _speaker(opened, spoken, reason, device, threads, named, cache)
+
     # What computes may differ from one processor to the next, and is said.
-    why = "; ".join(filter(None, (why, getattr(ready, "about", ""))))
-    text = f"{name} ({why})" if why else name
-    model = WaferVLM(opened, ready, device=device, threads=threads, runtime_name=text)
-    if check and compiled is not None:
-        _accept(model, compiled)
-    return model
+    about = "; ".join(filter(None, (why, getattr(ready, "about", ""))))
+    text = f"{name} ({about})" if about else name
+    return WaferVLM(opened, ready, speaker=speaker, runtime_name=text)
 
 
 def load_for_words(
-    bundle: str | Path | None = None, *, runtime: str = "onnx", threads: int | None = None
+    bundle: str | Path | None = None,
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
+    engine: str | Path | None = None,
+    runtime_cache: str | Path | None = None,
 ) -> WaferVLM:
-    """Open ``bundle`` as ``load`` does on ``runtime``, "onnx" or "onnx-cuda", but its classification only at
-    the first prediction: the graphs that generate text have weights of their own in memory."""
+    """Open ``bundle`` as ``load`` does, but its words at once and its classification only at the first
+    prediction: the graphs of each have weights of their own in memory.
+
+    ``runtime`` is "onnx", "onnx-cuda", "tensorrt" or "auto"; None is "tensorrt" where ``engine`` is given,
+    else "onnx". Raises what ``load`` raises, and UsageError where bundle or engine have no words.
+    """
     opened = open_bundle(bundle)
-    ready = DeferredRuntime(lambda: open_runtime(runtime, opened, threads=threads))
-    device = "cuda" if runtime == "onnx-cuda" else "cpu"
-    return WaferVLM(opened, ready, device=device, threads=threads, runtime_name=runtime)
+    named = None if engine is None else open_engine(engine, opened)
+    name, why = _chosen(runtime, opened, named, choose_words_runtime)
+    if name != "tensorrt" and not why and (named is not None or runtime_cache is not None):
+        raise UsageError(
+            f"runtime {name!r} runs no engine and keeps no runtime cache; leave them out, or take runtime "
+            "'tensorrt'"
+        )
+    compiled, folder = (named, runtime_cache) if name == "tensorrt" else (None, None)
+    cache = None if folder is None else Path(folder)
+    speaker = _speaker(opened, name, why, "cpu", threads, compiled, cache)
+    most = compiled.manifest.max_batch if compiled else None
+    ready = DeferredRuntime(lambda: _open(opened, name, "cpu", threads, compiled, cache), most)
+    model = WaferVLM(opened, ready, speaker=lambda: speaker, runtime_name=speaker.runtime)
+    model._words()  # held from now on, so that closing the model closes it
+    return model
+
+
+def _chosen(
+    runtime: str | None,
+    bundle: Bundle,
+    engine: Engine | None,
+    choose: Callable[[Bundle, Engine | None], tuple[str, str]],
+) -> tuple[str, str]:
+    """The runtime, and why where it was "auto"; that an engine is not used, though named, is a warning."""
+    if runtime != "auto":
+        return runtime or ("onnx" if engine is None else "tensorrt"), ""
+    name, why = choose(bundle, engine)
+    log.info("runtime auto is %s: %s", name, why)
+    if engine is not None and name != "tensorrt":
+        text = f"engine {engine.path} is not used: runtime auto is {name} ({why})"
+        warnings.warn(text, WaferVLMWarning, stacklevel=3)
+    return name, why
+
+
+def _open(
+    bundle: Bundle,
+    name: str,
+    device: str,
+    threads: int | None,
+    engine: Engine | None,
+    cache: Path | None,
+) -> Runtime:
+    """The runtime that classifies; an engine that the golden maps do not come out of is closed."""
+    check = name == "tensorrt" and engine is not None and _needs_verification(engine, bundle)
+    ready = open_runtime(name, bundle, device=device, threads=threads, engine=engine, runtime_cache=cache)
+    if check and engine is not None:
+        _accept(bundle, ready, engine)
+    return ready
+
+
+def _speaker(
+    bundle: Bundle,
+    name: str,
+    why: str,
+    device: str,
+    threads: int | None,
+    engine: Engine | None,
+    cache: Path | None,
+) -> Speaker:
+    speaker = open_speaker(bundle, name, device=device, threads=threads, engine=engine, runtime_cache=cache)
+    if why:
+        speaker.runtime = f"{speaker.runtime} ({why})"
+    return speaker
 
 
 def _needs_verification(engine: Engine, bundle: Bundle) -> bool:
@@ -80,13 +148,13 @@ def _needs_verification(engine: Engine, bundle: Bundle) -> bool:
     return needs_verification(engine, bundle)
 
 
-def _accept(model: WaferVLM, engine: Engine) -> None:
-    """Run the golden maps before the first answer; a model that fails them is closed."""
-    from wafervlm.runtimes.tensorrt import find_place
+def _accept(bundle: Bundle, runtime: Runtime, engine: Engine) -> None:
+    """Run the golden maps before the first answer; a runtime that fails them is closed."""
+    from wafervlm.runtimes.tensorrt_loading import find_place
     from wafervlm.verification import accept
 
     try:
-        accept(model, read_golden(model._bundle), engine, find_place(engine, model._bundle))
+        accept(WaferVLM(bundle, runtime), read_golden(bundle), engine, find_place(engine, bundle))
     except BaseException:
-        model.close()
+        runtime.close()
         raise

@@ -39,8 +39,7 @@ class WaferVLM:
         bundle: Bundle,
         runtime: Runtime,
         *,
-        device: str = "cpu",
-        threads: int | None = None,
+        speaker: Callable[[], Speaker] | None = None,
         runtime_name: str = "",
     ) -> None:
         self._bundle = bundle
@@ -48,7 +47,7 @@ class WaferVLM:
         self._chunk = min(CHUNK, runtime.max_batch or CHUNK)
         self._task_digest = bundle.manifest.task_digest
         self._runtime: Runtime | None = runtime
-        self._words_on, self._words_lock = (device, threads), threading.Lock()
+        self._open_speaker, self._words_lock = speaker, threading.Lock()
         self._speaker: Speaker | None = None
 
     @property
@@ -122,13 +121,13 @@ class WaferVLM:
         """Generate an answer to ``question`` about one wafer, in the bundle's own words.
 
         Takes a bundle that was exported with words, and the extra ``[words]``; the first call opens the
-        graphs for it, on ONNX Runtime, also where an engine classifies. Greedy at ``temperature`` 0; above
-        it tokens are drawn, among the ``top_k`` likeliest (0: all) that make up the probability ``top_p``,
-        the same for the same ``seed``. It ends at the model's own end, at ``max_tokens`` or the end of the
-        context, or once ``cancelled``, asked before each token, says yes. The wafer, ``timeout``,
-        ``foreign`` and ``bins`` are as in ``predict``.
-        Raises UsageError for a bundle without words and an argument that cannot be meant, InputError for a
-        question longer than the context, PredictionTimeout, MissingDependencyError and ClosedError.
+        graphs for it, those of the engine where one classifies, which must have been built with words.
+        Greedy at ``temperature`` 0; above it tokens are drawn, among the ``top_k`` likeliest (0: all) that
+        make up the probability ``top_p``, the same for the same ``seed``. It ends at the model's own end, at
+        ``max_tokens`` or the end of the context, or once ``cancelled``, asked before each token, says yes.
+        The wafer, ``timeout``, ``foreign`` and ``bins`` are as in ``predict``. Raises UsageError for a bundle
+        or an engine without words and an argument that cannot be meant, InputError for a question longer
+        than the context, PredictionTimeout, MissingDependencyError and ClosedError.
         """
         stream = self.describe_stream(
             wafer,
@@ -165,7 +164,7 @@ class WaferVLM:
         """Generate as ``describe`` does, and return the answer as an iterator over pieces of its text, each
         as soon as it is certain; no piece ends in half a character. Closing it, from any thread, ends it.
         Arguments and errors are those of ``describe``."""
-        from wafervlm.words.generation import Limits
+        from wafervlm.words.run import Limits
         from wafervlm.words.sampling import Sampling
         from wafervlm.words.stream import Asked
 
@@ -194,9 +193,11 @@ class WaferVLM:
     def close(self) -> None:
         """Free the model's memory; predictions of other threads end first. Closing twice does nothing."""
         with self._words_lock:  # or what a describe is opening just now would stay
-            runtime, self._runtime, self._speaker = self._runtime, None, None
-        if runtime is not None:
-            runtime.close()
+            runtime, speaker = self._runtime, self._speaker
+            self._runtime = self._speaker = None
+        for held in (speaker, runtime):
+            if held is not None:
+                held.close()
 
     def __enter__(self) -> WaferVLM:
         return self
@@ -257,13 +258,12 @@ class WaferVLM:
 
     def _words(self) -> Speaker:
         """What generates text, opened at the first call: its weights are memory of their own."""
-        from wafervlm.words.stream import Speaker
-
         with self._words_lock:
             self._ready()
             if self._speaker is None:
-                device, threads = self._words_on
-                self._speaker = Speaker(self._bundle, device=device, threads=threads)
+                if self._open_speaker is None:
+                    raise UsageError("this model only classifies; load it with wafervlm.load")
+                self._speaker = self._open_speaker()
             return self._speaker
 
     def _checked(self, images: RgbImage) -> RgbImage:

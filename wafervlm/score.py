@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from wafervlm.archive import (
     read_part,
 )
 from wafervlm.bundle import open_bundle
+from wafervlm.engine import Engine, open_engine
 from wafervlm.errors import (
     MissingDependencyError,
     ProviderError,
@@ -36,6 +36,7 @@ from wafervlm.errors import (
     WaferVLMError,
 )
 from wafervlm.render import RenderSpec
+from wafervlm.score_config import ScoreConfig
 from wafervlm.score_parts import pack, part_file, totals, unpack, write_part, write_whole
 
 if TYPE_CHECKING:
@@ -52,30 +53,6 @@ _RAY_ENVIRONMENT = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreConfig:
-    """How an archive is scored: ``actors`` on ``device`` cpu or cuda (None: one for each GPU, or on the CPU
-    one for each ``threads`` cores); ``threads`` of each actor; ``part_maps`` maps in one Parquet file;
-    ``bins`` maps the codes of files to 0, 1 and 2; ``address`` is that of a running Ray, None starts one
-    here. Raises UsageError."""
-
-    bundle: Path | None = None
-    device: str = "cpu"
-    actors: int | None = None
-    threads: int = 1
-    part_maps: int = 4096
-    bins: Mapping[str, int] | None = None
-    address: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.device not in ("cpu", "cuda"):
-            raise UsageError(f"device is {self.device!r}; it must be cpu or cuda")
-        for name in ("actors", "threads", "part_maps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}; it must be 1 or more")
-
-
 def score_archive(paths: Sequence[Path], out: Path, config: ScoreConfig) -> dict[str, Any]:
     """Score every map of the files and folders ``paths`` into ``out``; return the totals.
 
@@ -86,6 +63,7 @@ def score_archive(paths: Sequence[Path], out: Path, config: ScoreConfig) -> dict
     machine lacks.
     """
     bundle = open_bundle(config.bundle)
+    engine = None if config.engine is None else open_engine(config.engine, bundle)
     import_pyarrow()
     for path in paths:
         if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
@@ -95,7 +73,7 @@ def score_archive(paths: Sequence[Path], out: Path, config: ScoreConfig) -> dict
             )
     archive = find_archive(paths)
     parts = archive.parts(config.part_maps)
-    _claim(out, archive, bundle.digest, config)
+    _claim(out, archive, bundle.digest, engine, config)
     missing = [number for number in range(len(parts)) if not part_file(out, number).is_file()]
     done = archive.count - sum(piece.count for number in missing for piece in parts[number])
     stand = len(parts) - len(missing)
@@ -111,8 +89,9 @@ def score_archive(paths: Sequence[Path], out: Path, config: ScoreConfig) -> dict
 class Scorer:
     """Answers for the maps of a part and writes its file; one actor holds one."""
 
-    def __init__(self, bundle: Path | None, device: str, threads: int, out: Path) -> None:
-        self._bundle, self._device, self._threads, self._out = bundle, device, threads, out
+    def __init__(self, out: Path, bundle: Path | None, options: Mapping[str, Any]) -> None:
+        """``options`` are those of ``wafervlm.load`` besides the bundle."""
+        self._out, self._bundle, self._options = out, bundle, dict(options)
         self._model: WaferVLM | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -130,11 +109,11 @@ class Scorer:
         if self._model is None:
             from wafervlm.loading import load
 
-            self._model = load(self._bundle, device=self._device, threads=self._threads)
+            self._model = load(self._bundle, **self._options)
         return self._model
 
 
-def _claim(out: Path, archive: Archive, digest: str, config: ScoreConfig) -> None:
+def _claim(out: Path, archive: Archive, digest: str, engine: Engine | None, config: ScoreConfig) -> None:
     """Make ``out`` the folder of exactly these scores. Raises UsageError where it is of others."""
     bins = None if config.bins is None else dict(sorted(config.bins.items()))
     wanted = {
@@ -144,6 +123,9 @@ def _claim(out: Path, archive: Archive, digest: str, config: ScoreConfig) -> Non
         "part_maps": config.part_maps,
         "bins": bins,
     }
+    # Engines answer a little otherwise than the graph, and than each other.
+    if engine is not None:
+        wanted["engine"] = engine.manifest.file.sha256
     path = out / PLAN
     if not path.is_file():
         if out.exists() and any(out.iterdir()):
@@ -152,8 +134,8 @@ def _claim(out: Path, archive: Archive, digest: str, config: ScoreConfig) -> Non
         write_whole(path, json.dumps(wanted, indent=1).encode())
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in wanted if found[key] != wanted[key]]
-    except (ValueError, KeyError, TypeError) as error:
+        changed = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
+    except (ValueError, AttributeError, TypeError) as error:
         raise UsageError(f"{path} cannot be read ({error}); name a new folder") from None
     if changed:
         raise UsageError(
@@ -217,7 +199,7 @@ def _answered(ray: Any, parts: Sequence[tuple[int, list[Piece]]], out: Path, con
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     return dataset.map_batches(_read, batch_size=1, fn_kwargs=reading, num_cpus=0.5).map_batches(
         Scorer,
-        fn_constructor_args=(bundle, config.device, config.threads, out),
+        fn_constructor_args=(out, bundle, config.loading),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=actors),
         **needs,
@@ -227,10 +209,11 @@ def _answered(ray: Any, parts: Sequence[tuple[int, list[Piece]]], out: Path, con
 def _actors(resources: Mapping[str, float], config: ScoreConfig) -> tuple[int, dict[str, float]]:
     """How many actors there are, and what Ray sets aside for each. Raises ProviderError and UsageError."""
     gpus, cores = int(resources.get("GPU", 0)), resources.get("CPU", 1)
-    if config.device == "cuda":
+    if config.on_gpu:
         if gpus == 0:
+            what = "device is cuda" if config.device == "cuda" else f"runtime is {config.name}"
             raise ProviderError(
-                "device is cuda and Ray sees no GPU; start it where there is one, or take cpu"
+                f"{what} and Ray sees no GPU; start it where there is one, or take onnx on the cpu"
             )
         if (config.actors or 1) > gpus:
             raise UsageError(f"actors is {config.actors} and Ray sees {gpus} GPU(s); each needs its own")
@@ -244,7 +227,7 @@ def _actors(resources: Mapping[str, float], config: ScoreConfig) -> tuple[int, d
             f"{actors} actors of {config.threads} thread(s) are too many for {cores:g} cores; "
             "lower actors or threads"
         )
-    each = "a GPU" if config.device == "cuda" else f"{config.threads} thread(s)"
+    each = "a GPU" if config.on_gpu else f"{config.threads} thread(s)"
     console.say(f"{actors} actor(s), each with {each}")
     return actors, needs
 

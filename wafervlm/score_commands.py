@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from wafervlm import console
-from wafervlm.commands import bundle_option, read_bins
+from wafervlm.commands import bundle_option, engine_option, read_bins
 
 
 @click.command()
@@ -20,6 +20,13 @@ from wafervlm.commands import bundle_option, read_bins
     help="Folder of the Parquet files; the same one goes on after an interruption.",
 )
 @bundle_option
+@engine_option
+@click.option(
+    "--runtime",
+    type=click.Choice(["onnx", "onnx-cuda", "openvino", "tensorrt"]),
+    help="What executes the graph in each actor; with onnx-cuda and tensorrt each has a GPU of its own.  "
+    "[default: tensorrt with --engine, else onnx]",
+)
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
@@ -53,6 +60,8 @@ def score(
     archive: tuple[Path, ...],
     out: Path,
     bundle: Path | None,
+    engine: Path | None,
+    runtime: str | None,
     device: str,
     actors: int | None,
     threads: int,
@@ -72,8 +81,10 @@ def score(
     Example:
       wafervlm score archive/ -o scores/ --bundle bundle/
       wafervlm score wm811k.npz lots.parquet -o scores/ --device cuda
+      wafervlm score archive/ -o scores/ --bundle bundle/ --engine engine/
     """
-    from wafervlm.score import ScoreConfig, score_archive
+    from wafervlm.score import score_archive
+    from wafervlm.score_config import ScoreConfig
 
     config = ScoreConfig(
         bundle=bundle,
@@ -83,14 +94,18 @@ def score(
         part_maps=part_maps,
         bins=None if bins is None else read_bins(bins),
         address=address,
+        runtime=runtime,
+        engine=engine,
     )
     console.settings(
         {
             "archive": [str(path) for path in archive],
             "out": out,
             "bundle": bundle or "embedded",
-            "device": device,
-            "actors": actors or ("one for each GPU" if device == "cuda" else f"one for each {threads} cores"),
+            "engine": engine,
+            "runtime": config.name,
+            "device": "cuda" if config.on_gpu else device,
+            "actors": actors or ("one for each GPU" if config.on_gpu else f"one for each {threads} cores"),
             "threads": threads,
             "part_maps": part_maps,
             "bins": config.bins,

@@ -6,6 +6,7 @@ An engine may be used only where they do.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import numpy as np
 from wafervlm.bundle import Bundle, open_bundle
 from wafervlm.engine import Engine, now, open_engine, verify_command
 from wafervlm.engine_manifest import Place, Verification
+from wafervlm.engine_words import WordsVerification
 from wafervlm.errors import UsageError, VerificationError
 from wafervlm.golden import Golden, read_golden
 from wafervlm.model import WaferVLM
 from wafervlm.render import render
 from wafervlm.runtimes import open_runtime
-from wafervlm.runtimes.tensorrt import find_place
+from wafervlm.runtimes.tensorrt_loading import find_place
 
 log = logging.getLogger(__name__)
 
@@ -148,11 +150,27 @@ def needs_verification(engine: Engine, bundle: Bundle) -> bool:
 def verify_engine(
     bundle: Bundle, engine: Engine, *, runtime_cache: Path | None = None
 ) -> tuple[Verification, bool]:
-    """Run the golden maps on ``engine`` here and keep what came out beside it; False where its folder cannot
-    be written. Raises VerificationError, and what opening the engine raises."""
+    """Run the golden maps on ``engine`` here, and its golden texts where it has words, and keep what came out
+    beside it; False where its folder cannot be written. Raises VerificationError, and what opening the engine
+    raises."""
     golden = read_golden(bundle)
     place = find_place(engine, bundle)
     runtime = open_runtime("tensorrt", bundle, engine=engine, runtime_cache=runtime_cache)
     with WaferVLM(bundle, runtime) as model:
         found = accept(model, golden, engine, place)
+    if engine.manifest.words is not None:
+        found = replace(found, words=_verify_words(bundle, engine, runtime_cache))
     return found, engine.record(found)
+
+
+def _verify_words(bundle: Bundle, engine: Engine, runtime_cache: Path | None) -> WordsVerification:
+    from wafervlm.words.acceptance import accept_words
+    from wafervlm.words.opening import words_section_of
+    from wafervlm.words.tensorrt_steps import TensorRTSteps
+
+    words = words_section_of(bundle)
+    steps = TensorRTSteps(bundle, words, engine, runtime_cache=runtime_cache)
+    try:
+        return accept_words(bundle, words, engine, steps)
+    finally:
+        steps.close()

@@ -8,20 +8,26 @@ from typing import Any
 import click
 
 from wafervlm import console
-from wafervlm.commands import bundle_option, read_bins, threads_option
+from wafervlm.commands import (
+    bundle_option,
+    cache_option,
+    engine_option,
+    read_bins,
+    threads_option,
+)
 
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.argument("question")
 @bundle_option
+@engine_option
 @click.option(
     "--runtime",
-    type=click.Choice(["onnx", "onnx-cuda"]),
-    default="onnx",
-    show_default=True,
-    help="What executes the graphs.",
+    type=click.Choice(["auto", "onnx", "onnx-cuda", "tensorrt"]),
+    help="What executes the graphs.  [default: tensorrt with --engine, else onnx]",
 )
+@cache_option
 @threads_option
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Tokens at the most."
@@ -50,7 +56,9 @@ def describe(
     path: Path,
     question: str,
     bundle: Path | None,
-    runtime: str,
+    engine: Path | None,
+    runtime: str | None,
+    runtime_cache: Path | None,
     threads: int | None,
     bins: str | None,
     as_json: bool,
@@ -58,24 +66,29 @@ def describe(
 ) -> None:
     """Ask QUESTION about the wafer in PATH, and print what the model says as it says it.
 
-    Takes a bundle that was exported with words (wafervlm export --words), and the extra [words]. What is
-    said is generated text, not a judged answer: it was measured on nothing. Ask what the model was trained
-    to answer.
+    Takes a bundle that was exported with words (wafervlm export --words), and the extra [words]; an --engine
+    must have been built with words too (wafervlm engine --words). What is said is generated text, not a
+    judged answer: it was measured on nothing. Ask what the model was trained to answer.
 
     \b
     Example:
       wafervlm describe map.npy "Where is the largest cluster?" --bundle bundle/
       wafervlm describe map.npy "Is there a ring at the rim?" --bundle bundle/ --json
       wafervlm describe map.npy "How many dies fail?" --bundle bundle/ --temperature 0.7 --seed 1
+      wafervlm describe map.npy "How many dies fail?" --bundle bundle/ --engine engine/
     """
     from wafervlm.loading import load_for_words
 
     codes = None if bins is None else read_bins(bins)
-    with load_for_words(bundle, runtime=runtime, threads=threads) as model:
+    with load_for_words(
+        bundle, runtime=runtime, threads=threads, engine=engine, runtime_cache=runtime_cache
+    ) as model:
         console.settings(
             {
                 "bundle": f"{bundle or 'embedded'} ({model.manifest.name} {model.digest[:12]})",
+                "engine": engine,
                 "runtime": model.runtime,
+                "runtime_cache": runtime_cache,
                 "threads": threads or "one for each core",
                 "bins": codes,
                 **options,

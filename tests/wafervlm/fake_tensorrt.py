@@ -42,6 +42,7 @@ class FakeCuda:
         self.capability = capability
         self.fail: dict[str, str] = {}
         self.memory: dict[int, Any] = {}
+        self.sizes: dict[int, int] = {}
         self.calls: list[str] = []
         self.busy = False
 
@@ -71,9 +72,11 @@ class FakeCuda:
         return OK, 77
 
     def _cudaMalloc(self, size: int) -> tuple[Any, ...]:  # noqa: N802
-        block = ctypes.create_string_buffer(size)
-        self.memory[ctypes.addressof(block)] = block
-        return OK, ctypes.addressof(block)
+        block = ctypes.create_string_buffer(size + cuda.ALIGNMENT)
+        start = -(-ctypes.addressof(block) // cuda.ALIGNMENT) * cuda.ALIGNMENT
+        self.memory[start] = block
+        self.sizes[start] = size
+        return OK, start
 
     def _cudaFree(self, address: int) -> tuple[Any, ...]:  # noqa: N802
         del self.memory[address]
@@ -127,7 +130,8 @@ class FakeEngine:
 
     def __init__(self, context: FakeContext | None, side: int, max_batch: int) -> None:
         self.context, self.side, self.max_batch = context, side, max_batch
-        self.config = SimpleNamespace(create_runtime_cache=FakeKernels, set_runtime_cache=lambda _: True)
+        self.labels = len(context.scores) if context else 0
+        self.config = fake_config()
 
     def get_tensor_name(self, index: int) -> str:
         return ("image", "label_log_probs")[index]
@@ -139,7 +143,7 @@ class FakeEngine:
         return "uint8" if name == "image" else "float"
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (-1, self.side, self.side, 3) if name == "image" else (-1, 4)
+        return (-1, self.side, self.side, 3) if name == "image" else (-1, self.labels)
 
     def get_tensor_profile_shape(self, *_: Any) -> list[tuple[int, ...]]:
         return [(count, self.side, self.side, 3) for count in (1, 1, self.max_batch)]
@@ -149,6 +153,15 @@ class FakeEngine:
 
     def create_execution_context(self, *_: Any) -> FakeContext | None:
         return self.context
+
+
+def fake_config() -> Any:
+    """A runtime config of tensorrt_rtx."""
+    return SimpleNamespace(
+        create_runtime_cache=FakeKernels,
+        set_runtime_cache=lambda _: True,
+        set_execution_context_allocation_strategy=lambda _: None,
+    )
 
 
 class FakeKernels:
@@ -164,12 +177,16 @@ class FakeKernels:
         return blob == b"kernels"
 
 
-def fake_library(name: str, version: str, engine: FakeEngine | None, messages: Messages) -> Library:
+def fake_library(
+    name: str, version: str, engine: FakeEngine | dict[bytes, Any] | None, messages: Messages
+) -> Library:
+    """``engine`` is what any bytes become, or what each of the given ones does."""
+
     def runtime(_: Any) -> Any:
-        def load(data: bytes) -> FakeEngine | None:
+        def load(data: bytes) -> Any:
             if engine is None:
                 messages.add("Engine could not be deserialized")
-            return engine
+            return engine[data] if isinstance(engine, dict) else engine
 
         return SimpleNamespace(deserialize_cuda_engine=load)
 
@@ -178,8 +195,9 @@ def fake_library(name: str, version: str, engine: FakeEngine | None, messages: M
         Runtime=runtime,
         TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),
         DataType=SimpleNamespace(UINT8="uint8", FLOAT="float"),
-        CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole"),
-        DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
+        CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole", DISABLED="disabled"),
+        DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager", NONE="none"),
+        ExecutionContextAllocationStrategy=SimpleNamespace(STATIC="static", ON_PROFILE_CHANGE="change"),
     )
     logger: Any = None
     return Library(name, module, logger, messages)
@@ -188,5 +206,6 @@ def fake_library(name: str, version: str, engine: FakeEngine | None, messages: M
 def install(monkeypatch: Any, library: Library, device: FakeCuda) -> None:
     """Have wafervlm find ``library`` and ``device``."""
     monkeypatch.setattr(cuda, "import_runtime", lambda: device)
-    for module in ("tensorrt", "tensorrt_build"):
-        monkeypatch.setattr(f"wafervlm.runtimes.{module}.import_library", lambda _: library)
+    for module in ("runtimes.tensorrt", "runtimes.tensorrt_loading", "runtimes.tensorrt_target"):
+        monkeypatch.setattr(f"wafervlm.{module}.import_library", lambda _: library)
+    monkeypatch.setattr("wafervlm.words.tensorrt_steps.import_library", lambda _: library)

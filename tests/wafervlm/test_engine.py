@@ -24,6 +24,13 @@ from wafervlm.engine import (
     writing_engine,
 )
 from wafervlm.engine_manifest import ENGINE_FILE, EngineManifest, Place, Verification
+from wafervlm.engine_words import (
+    FEATURES_ENGINE,
+    STEP_ENGINE,
+    GoldenText,
+    WordsEngines,
+    WordsVerification,
+)
 from wafervlm.errors import (
     DigestError,
     FileSetError,
@@ -83,15 +90,16 @@ def folder(bundle: Bundle, tmp_path: Path) -> Path:
 
 def test_an_engine_comes_back_as_it_was_written(bundle: Bundle, folder: Path) -> None:
     opened = open_engine(folder, bundle)
-    assert opened.read() == BYTES
+    assert opened.read(opened.manifest.file) == BYTES
     assert opened.manifest == manifest_of(bundle, file=opened.manifest.file)
     assert (opened.manifest.file.size, opened.manifest.verification) == (len(BYTES), None)
 
 
 def test_a_swapped_engine_is_never_handed_out(bundle: Bundle, folder: Path) -> None:
     (folder / ENGINE_FILE).write_bytes(BYTES[::-1])
+    opened = open_engine(folder, bundle)
     with pytest.raises(DigestError, match="sha256 differs.*build the engine again: wafervlm engine"):
-        open_engine(folder, bundle).read()
+        opened.read(opened.manifest.file)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +110,7 @@ def test_an_engine_of_another_size_is_refused_at_once(
 ) -> None:
     opened = open_engine(folder, bundle)
     (folder / ENGINE_FILE).write_bytes(data)
-    for read in (opened.read, lambda: open_engine(folder, bundle)):
+    for read in (lambda: opened.read(opened.manifest.file), lambda: open_engine(folder, bundle)):
         with pytest.raises(DigestError, match=what):
             read()
 
@@ -129,7 +137,7 @@ def test_files_that_do_not_belong(bundle: Bundle, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"schema_version": 2}, SchemaVersionError, "upgrade"),
+        ({"schema_version": 3}, SchemaVersionError, "upgrade"),
         ({"schema_version": "1"}, ManifestError, "schema_version"),
         ({"schema_version": 0}, ManifestError, "schema_version"),
         ({"builder": "torch"}, ManifestError, "builder"),
@@ -154,6 +162,93 @@ def test_a_manifest_is_read_strictly(
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(error, match=words):
         read_manifest(folder)
+
+
+def words_of(work: Path) -> WordsEngines:
+    golden = GoldenText(((3, 1), (7, 2)), ((-0.5, -1.5), (-0.25, -2.0)))
+    features, step = (write_file(work, name.encode(), name) for name in (FEATURES_ENGINE, STEP_ENGINE))
+    return WordsEngines(features, step, 64, 300, (golden,))
+
+
+@pytest.fixture
+def spoken(bundle: Bundle, tmp_path: Path) -> Path:
+    """An engine folder with words."""
+    with writing_engine(tmp_path / "spoken") as work:
+        entry = write_file(work, BYTES)
+        write_engine_manifest(work, manifest_of(bundle, file=entry, words=words_of(work)))
+    return tmp_path / "spoken"
+
+
+def test_words_come_back_as_they_were_written(bundle: Bundle, spoken: Path) -> None:
+    opened = open_engine(spoken, bundle)
+    words = opened.manifest.words
+    assert words is not None and words.golden[0].said == (3, 7)
+    assert [opened.read(entry) for entry in opened.manifest.files] == [
+        BYTES,
+        b"features.engine",
+        b"step.engine",
+    ]
+    assert read_manifest(spoken) == opened.manifest
+    assert json.loads((spoken / "manifest.json").read_text())["schema_version"] == 2
+    (spoken / STEP_ENGINE).write_bytes(b"step.enginE")
+    with pytest.raises(DigestError, match="sha256 differs"):
+        opened.read(words.step)
+    (spoken / FEATURES_ENGINE).unlink()
+    with pytest.raises(FileSetError, match="lacks the file 'features.engine'"):
+        open_engine(spoken, bundle)
+    check_output(spoken)
+
+
+def test_an_engine_without_words_is_written_as_before_there_were_any(bundle: Bundle, folder: Path) -> None:
+    values = json.loads((folder / "manifest.json").read_text())
+    assert values["schema_version"] == 1 and "words" not in values
+    (folder / STEP_ENGINE).touch()
+    with pytest.raises(FileSetError, match=r"holds 'step\.engine'"):
+        open_engine(folder, bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"max_prompt": 0}, "max_prompt"),
+        ({"context": 63}, "context"),
+        ({"golden": []}, "golden"),
+        ({"golden": [{"tokens": [[1]], "log_probs": []}]}, "log_probs"),
+        ({"golden": [{"tokens": [[1]], "log_probs": [[None]]}]}, "log_probs"),
+        ({"golden": [{"tokens": [[-1]], "log_probs": [[0.0]]}]}, "tokens"),
+        ({"golden": [{"tokens": [[1]], "log_probs": [[0.0, 0.0]]}]}, "log_probs"),
+        ({"golden": [3]}, "must be a table"),
+        ({"step": {"path": "model.engine", "sha256": "0" * 64, "size": 1}}, "step.engine"),
+        ({"more": 1}, "more"),
+    ],
+)
+def test_words_are_read_strictly(spoken: Path, change: dict[str, Any], words: str) -> None:
+    path = spoken / "manifest.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "words": {**values["words"], **change}}))
+    with pytest.raises(ManifestError, match=words):
+        read_manifest(spoken)
+
+
+def test_words_are_verified_apart(bundle: Bundle, spoken: Path) -> None:
+    opened = open_engine(spoken, bundle)
+    words = opened.manifest.words
+    assert words is not None
+    assert opened.record(verification(opened))
+    assert opened.verified_at(HERE) and opened.words_verified_at(HERE) is None
+    found = WordsVerification(words.features.sha256, words.step.sha256, 2, 0.01, 1.0)
+    for made, good in ((found, True), (replace(found, step="0" * 64), False)):
+        opened.record(replace(verification(opened), words=made))
+        assert open_engine(spoken, bundle).words_verified_at(HERE) == (made if good else None)
+        assert opened.words_verified_at(replace(HERE, driver="12.9")) is None
+
+
+def test_what_words_are_as_good_as_others(bundle: Bundle) -> None:
+    entry = FileEntry(STEP_ENGINE, "0" * 64, 0)
+    spoken, longer = (manifest_of(bundle, words=WordsEngines(entry, entry, n, 300, ())) for n in (64, 65))
+    silent = manifest_of(bundle)
+    assert silent.made_like(spoken) and not spoken.made_like(silent)
+    assert spoken.made_like(spoken) and not spoken.made_like(longer)
 
 
 def test_a_folder_without_a_manifest_is_no_engine(tmp_path: Path) -> None:
@@ -207,7 +302,8 @@ def test_a_folder_that_cannot_be_written_keeps_no_record(
 
 def test_what_a_killed_verify_left_is_in_no_ones_way(bundle: Bundle, folder: Path) -> None:
     (folder / f".{VERIFIED}.77.writing").write_text("{")
-    assert open_engine(folder, bundle).read() == BYTES
+    opened = open_engine(folder, bundle)
+    assert opened.read(opened.manifest.file) == BYTES
     check_output(folder)
 
 
@@ -215,8 +311,9 @@ def test_a_file_that_is_no_plain_one_is_not_read(bundle: Bundle, folder: Path, t
     (tmp_path / "outside").write_bytes(BYTES)
     (folder / ENGINE_FILE).unlink()
     (folder / ENGINE_FILE).hardlink_to(tmp_path / "outside")
+    opened = open_engine(folder, bundle)
     with pytest.raises(FileSetError, match="hard link"):
-        open_engine(folder, bundle).read()
+        opened.read(opened.manifest.file)
     (folder / VERIFIED).symlink_to(folder / "manifest.json")
     with pytest.raises(FileSetError, match="symbolic link; engine folders"):
         open_engine(folder, bundle).verified_at(HERE)
@@ -232,7 +329,8 @@ def test_a_build_that_fails_leaves_the_engine_that_stands(bundle: Bundle, folder
     with pytest.raises(RuntimeError), writing_engine(folder) as work:
         write_file(work, b"half")
         raise RuntimeError
-    assert open_engine(folder, bundle).read() == BYTES
+    opened = open_engine(folder, bundle)
+    assert opened.read(opened.manifest.file) == BYTES
     assert names(folder.parent) == [folder.name]
 
 

@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 
 import wafervlm
+from tests.wafervlm.test_engine import write
 from tests.wafervlm.toy import LABELS
 from wafervlm import WaferMap, cli
 from wafervlm.archive import Found
+from wafervlm.bundle import open_bundle
 from wafervlm.errors import ProviderError, ResourceError, UsageError
-from wafervlm.score import ScoreConfig, _actors, score_archive
+from wafervlm.score import Scorer, _actors, score_archive
+from wafervlm.score_config import ScoreConfig
 from wafervlm.score_parts import pack, unpack
 
 ROOT = Path(wafervlm.__file__).parents[1]
@@ -53,6 +56,9 @@ def test_what_readers_hand_to_actors_comes_through(wafers: list[WaferMap]) -> No
         ({"CPU": 1}, {}, (1, {"num_cpus": 0.5})),
         ({"CPU": 8, "GPU": 4}, {"device": "cuda"}, (4, {"num_gpus": 1.0, "num_cpus": 0.5})),
         ({"CPU": 8, "GPU": 4}, {"device": "cuda", "actors": 2}, (2, {"num_gpus": 1.0, "num_cpus": 0.5})),
+        ({"CPU": 8, "GPU": 4}, {"engine": Path("e")}, (4, {"num_gpus": 1.0, "num_cpus": 0.5})),
+        ({"CPU": 8, "GPU": 2}, {"runtime": "onnx-cuda"}, (2, {"num_gpus": 1.0, "num_cpus": 0.5})),
+        ({"CPU": 8, "GPU": 2}, {"runtime": "openvino"}, (8, {"num_cpus": 0.5})),
     ],
 )
 def test_there_is_one_actor_for_each_gpu(
@@ -68,8 +74,45 @@ def test_more_than_there_is_is_refused() -> None:
         _actors({"CPU": 8, "GPU": 2}, ScoreConfig(device="cuda", actors=3))
     with pytest.raises(UsageError, match="too many for 2 cores"):
         _actors({"CPU": 2}, ScoreConfig(actors=4))
+    with pytest.raises(ProviderError, match="runtime is tensorrt and Ray sees no GPU"):
+        _actors({"CPU": 8}, ScoreConfig(engine=Path("e")))
     with pytest.raises(UsageError, match="part_maps is 0"):
         ScoreConfig(part_maps=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"runtime": "auto"}, "none chooses for itself"),
+        ({"runtime": "tensorrt"}, "none is named"),
+        ({"runtime": "onnx", "engine": Path("e")}, "runs no engine"),
+    ],
+)
+def test_a_runtime_that_cannot_be_meant(config: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        ScoreConfig(**config)
+
+
+def test_each_actor_loads_the_engine(
+    tmp_path: Path, wafers: list[WaferMap], toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    real = wafervlm.load
+
+    def noted(bundle: Path, **options: Any) -> Any:
+        asked.append(options)
+        return real(bundle, threads=1)
+
+    monkeypatch.setattr("wafervlm.loading.load", noted)
+    config = ScoreConfig(toy_bundle, engine=tmp_path / "e", threads=2)
+    out = tmp_path / "scores"
+    out.mkdir()
+    scorer = Scorer(out, toy_bundle, config.loading)
+    data = np.empty(2, object)
+    data[:] = [pack([Found("a", wafers[0])]), pack([Found("b", wafers[1])])]
+    assert scorer({"part": np.arange(2), "maps": data})["maps"].tolist() == [1, 1]
+    assert asked == [{"device": "cpu", "threads": 2, "runtime": "tensorrt", "engine": tmp_path / "e"}]
+    assert [row["id"] for row in rows(out)] == ["a", "b"]
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +204,10 @@ def test_killed_it_goes_on_where_it_stopped(tmp_path: Path, archive: Path, toy_b
     assert len(rows(out)) == 40
 
 
+def engine_of(bundle: Path, folder: Path) -> Path:
+    return write(open_bundle(bundle), folder / "engine")
+
+
 def test_scores_begun_otherwise_are_not_gone_on_with(
     tmp_path: Path, archive: Path, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +221,8 @@ def test_scores_begun_otherwise_are_not_gone_on_with(
         score_archive([archive], out, ScoreConfig(toy_bundle))
     with pytest.raises(UsageError, match=r"begun otherwise \(part_maps changed\)"):
         score_archive([archive], out, ScoreConfig(toy_bundle, part_maps=3))
+    with pytest.raises(UsageError, match=r"begun otherwise \(engine changed\)"):
+        score_archive([archive], out, ScoreConfig(toy_bundle, engine=engine_of(toy_bundle, tmp_path)))
     (archive / "01.npy").unlink()
     with pytest.raises(UsageError, match=r"begun otherwise \(archive, maps changed\)"):
         score_archive([archive], out, ScoreConfig(toy_bundle))

@@ -34,9 +34,17 @@ from wafervlm.errors import (
     VerificationError,
 )
 from wafervlm.manifest import Graph, Manifest
-from wafervlm.runtimes import cuda, tensorrt_api, tensorrt_build, tensorrt_package, tensorrt_precision
-from wafervlm.runtimes.tensorrt_build import build_engine, check_buildable, find_target, is_memory
+from wafervlm.runtimes import (
+    cuda,
+    tensorrt_api,
+    tensorrt_build,
+    tensorrt_package,
+    tensorrt_precision,
+    tensorrt_target,
+)
+from wafervlm.runtimes.tensorrt_build import build_engine, check_buildable, is_memory
 from wafervlm.runtimes.tensorrt_package import INSTALL, RTX, TENSORRT, Library, Messages, import_library
+from wafervlm.runtimes.tensorrt_target import find_target
 
 BINDINGS = [path for path in os.environ.get("WAFERVLM_TENSORRT_BINDINGS", "").split(os.pathsep) if path]
 LAYERS = (
@@ -131,7 +139,10 @@ def test_the_table_holds_what_the_code_calls() -> None:
     modules = (tensorrt_build, tensorrt_package, tensorrt_precision)
     source = "".join(inspect.getsource(module) for module in modules)
     folder = Path(tensorrt_api.__file__).parent
-    others = ("tensorrt.py", "tensorrt_cache.py", "tensorrt_loading.py", "../engine_commands.py")
+    others = (
+        *("tensorrt.py", "tensorrt_cache.py", "tensorrt_loading.py", "tensorrt_target.py"),
+        *("../words/tensorrt_steps.py", "../words/tensorrt_build.py", "../engine_build.py"),
+    )
     source += "".join((folder / name).read_text() for name in others)
     for owner, names in table(rtx=True).items():
         for name in names:
@@ -222,7 +233,7 @@ def test_a_toy_bundle_becomes_an_engine_folder(
     assert f"next: wafervlm verify --bundle {toy.path} --engine {out}" in told.err
     assert "unverified" in told.err
     built = open_engine(out, toy)
-    assert len(built.read()) == built.manifest.file.size > 1000
+    assert len(built.read(built.manifest.file)) == built.manifest.file.size > 1000
     assert cli.main(command) == 0
     assert "it is not built again" in capsys.readouterr().err
     try:
@@ -240,13 +251,13 @@ def test_the_parser_gets_the_bytes_that_were_checked(toy_bundle: Path) -> None:
     parser: Any = SimpleNamespace(parse=lambda data, path: given.append((data, path)) is None)
     library: Any = None
     graph = toy_bundle / bundle.manifest.graph.file
-    tensorrt_build._parse(parser, library, bundle)
+    tensorrt_build._parse(parser, library, bundle, graph.name)
     assert given == [(graph.read_bytes(), str(graph.resolve()))]
     data = bytearray(graph.read_bytes())
     data[-1] ^= 1
     graph.write_bytes(data)
     with pytest.raises(DigestError):
-        tensorrt_build._parse(parser, library, bundle)
+        tensorrt_build._parse(parser, library, bundle, graph.name)
     assert len(given) == 1
 
 
@@ -298,7 +309,7 @@ def test_without_a_gpu_the_way_without_one_is_named(monkeypatch: pytest.MonkeyPa
     def none() -> Any:
         raise ProviderError("no GPU can be used here")
 
-    monkeypatch.setattr(tensorrt_build, "find_gpu", none)
+    monkeypatch.setattr(tensorrt_target, "find_gpu", none)
     with pytest.raises(SetupError, match=r"ahead of time, as in: wafervlm engine .*--target rtx:8\.6"):
         find_target("auto")
 
@@ -319,10 +330,10 @@ def test_which_package_builds_and_why(
 
     module: Any = type("Module", (), {"__version__": "1", "ComputeCapability": Capabilities})
     none: Any = None
-    monkeypatch.setattr(tensorrt_build, "find_gpu", lambda: cuda.Gpu("A GPU", "8.9", "13.0", 1))
-    monkeypatch.setattr(tensorrt_build, "installed", lambda: installed)
+    monkeypatch.setattr(tensorrt_target, "find_gpu", lambda: cuda.Gpu("A GPU", "8.9", "13.0", 1))
+    monkeypatch.setattr(tensorrt_target, "installed", lambda: installed)
     monkeypatch.setattr(
-        tensorrt_build, "import_library", lambda name: Library(name, module, none, Messages())
+        tensorrt_target, "import_library", lambda name: Library(name, module, none, Messages())
     )
     found = find_target("auto")
     assert (found.library.name, found.compute_capabilities) == (builder, ("8.9",))
@@ -330,8 +341,8 @@ def test_which_package_builds_and_why(
 
 
 def test_neither_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_build, "find_gpu", lambda: cuda.Gpu("A GPU", "8.9", "13.0", 1))
-    monkeypatch.setattr(tensorrt_build, "installed", tuple)
+    monkeypatch.setattr(tensorrt_target, "find_gpu", lambda: cuda.Gpu("A GPU", "8.9", "13.0", 1))
+    monkeypatch.setattr(tensorrt_target, "installed", tuple)
     with pytest.raises(MissingDependencyError, match=r"wafervlm\[tensorrt-rtx\]"):
         find_target("auto")
 

@@ -6,6 +6,7 @@ test_tensorrt_build.py.
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from dataclasses import replace
@@ -273,6 +274,18 @@ def test_closing_frees_everything_once(machine: Machine) -> None:
     assert machine.cuda.calls.count("cudaStreamDestroy") == 1
     with pytest.raises(ClosedError):
         runtime.run(images(1))
+
+
+def test_dropping_it_frees_everything_too(machine: Machine) -> None:
+    runtime = machine.open()
+    for _ in range(3):
+        runtime.run(images(1))
+    del runtime
+    gc.collect()
+    assert not machine.cuda.memory
+    calls = machine.cuda.calls
+    assert calls.count("cudaStreamDestroy") == 1
+    assert calls.count("cudaGraphExecDestroy") == calls.count("cudaGraphInstantiate")
 
 
 def test_the_runtime_cache_is_kept_and_taken_again(

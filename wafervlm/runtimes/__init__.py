@@ -87,7 +87,7 @@ def choose_runtime(bundle: Bundle, engine: Engine | None) -> tuple[str, str]:
     reasons: list[str] = []
     for name in ("tensorrt", "onnx-cuda"):
         try:
-            return name, "; ".join([*reasons, _usable(name, bundle, engine)])
+            return name, "; ".join([*reasons, usable(name, bundle, engine)])
         except SetupError as error:
             reasons.append(f"not {name}: {error}")
     if find_spec("openvino") is not None:
@@ -95,12 +95,12 @@ def choose_runtime(bundle: Bundle, engine: Engine | None) -> tuple[str, str]:
     return "onnx", "; ".join(reasons)
 
 
-def _usable(name: str, bundle: Bundle, engine: Engine | None) -> str:
+def usable(name: str, bundle: Bundle, engine: Engine | None) -> str:
     """Why runtime ``name`` can be used here. Raises SetupError where it cannot."""
     if name == "tensorrt":
         if engine is None:
             raise SetupError("no engine was named")
-        from wafervlm.runtimes.tensorrt import find_place
+        from wafervlm.runtimes.tensorrt_loading import find_place
 
         place = find_place(engine, bundle)
         return f"the engine runs on {place.gpu} (compute capability {place.compute_capability})"

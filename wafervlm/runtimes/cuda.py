@@ -8,7 +8,10 @@ from __future__ import annotations
 import functools
 import importlib
 import time
+import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,9 @@ from wafervlm.errors import (
 )
 
 INSTALL = "pip install cuda-bindings"
+
+ALIGNMENT = 256
+"""Bytes at whose multiples TensorRT wants each tensor to begin; cudaMalloc's blocks do."""
 
 # After these every later call of the process fails too: the device or its context is lost.
 FATAL = (
@@ -122,22 +128,41 @@ def import_runtime() -> Any:
         ) from None
 
 
-class Stream:
-    """One stream with the buffers of one graph, by tensor name. Use it from one thread at a time."""
+class Memory:
+    """One block of the GPU's memory in which each name has its own bytes; ``addresses`` says where.
 
-    def __init__(self, sizes: dict[str, int]) -> None:
+    Dropping the last reference frees it, as ``close`` does; that ends what runs on the GPU first.
+    """
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        cuda = Cuda()
+        steps = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes.values()]
+        block = int(cuda.call("cudaMalloc", max(sum(steps), ALIGNMENT)))
+        starts = accumulate([block, *steps[:-1]])
+        self.addresses = dict(zip(sizes, starts, strict=True))
+        self._free = weakref.finalize(self, _release, cuda, [("cudaFree", block)])
+
+    def close(self) -> None:
+        """Free the block. Closing twice does nothing."""
+        self._free()
+
+
+class Stream:
+    """One stream with the buffers of its graphs, by tensor name. Use it from one thread at a time."""
+
+    def __init__(self) -> None:
         self._cuda = Cuda()
         self._cuda.call("cudaSetDevice", 0)
+        self._memory: list[Memory] = []
         self.addresses: dict[str, int] = {}
         self.handle = int(
             self._cuda.call("cudaStreamCreateWithFlags", self._cuda.constant("", "cudaStreamNonBlocking"))
         )
-        try:
-            for name, size in sizes.items():
-                self.addresses[name] = int(self._cuda.call("cudaMalloc", size))
-        except WaferVLMError:
-            self.close()
-            raise
+
+    def allocate(self, sizes: Mapping[str, int]) -> None:
+        """Add buffers of ``sizes`` bytes. Raises ResourceError where the memory is full."""
+        self._memory.append(Memory(sizes))
+        self.addresses |= self._memory[-1].addresses
 
     def enter(self) -> None:
         """Make the device this thread's current one."""
@@ -187,19 +212,25 @@ class Stream:
 
     def close(self) -> None:
         """Free the buffers and the stream; a device that is lost has freed them already."""
-        addresses, self.addresses = self.addresses, {}
-        calls = [("cudaFree", address) for address in addresses.values()]
-        for function, handle in [*calls, ("cudaStreamDestroy", self.handle)]:
-            try:
-                self._cuda.call(function, handle)
-            except DeviceLost:
-                return
-            except SetupError:
-                continue
+        memory, self._memory, self.addresses = self._memory, [], {}
+        for block in memory:
+            block.close()
+        _release(self._cuda, [("cudaStreamDestroy", self.handle)])
 
     def _copy(self, to: int, source: int, size: int, kind: str) -> None:
         way = self._cuda.constant("cudaMemcpyKind", kind)
         self._cuda.call("cudaMemcpyAsync", to, source, size, way, self.handle)
+
+
+def _release(cuda: Cuda, calls: Sequence[tuple[str, int]]) -> None:
+    """Give back what the handles stand for; a device that is lost has done so already."""
+    for function, handle in calls:
+        try:
+            cuda.call(function, handle)
+        except DeviceLost:
+            return
+        except SetupError:
+            continue
 
 
 def byte_size(shape: tuple[int, ...], dtype: type[np.generic]) -> int:

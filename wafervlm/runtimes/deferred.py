@@ -14,12 +14,11 @@ from wafervlm.runtimes import Runtime
 
 
 class DeferredRuntime:
-    """What ``opener`` opens, a runtime that takes any number of images; see ``wafervlm.runtimes.Runtime``.
-    Until it is open each run raises what opening it raises, too."""
+    """What ``opener`` opens, a runtime that takes up to ``max_batch`` images, None for any number; see
+    ``wafervlm.runtimes.Runtime``. Until it is open each run raises what opening it raises, too."""
 
-    max_batch: int | None = None
-
-    def __init__(self, opener: Callable[[], Runtime]) -> None:
+    def __init__(self, opener: Callable[[], Runtime], max_batch: int | None = None) -> None:
+        self.max_batch = max_batch
         self._open = opener
         self._runtime: Runtime | None = None
         self._closed = False

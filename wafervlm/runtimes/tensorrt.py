@@ -1,29 +1,23 @@
 """TensorRT: runs an engine on the GPU, by the package and version that built it.
 
-An execution context may be used by one thread at a time, so a lock stands around each run. A graph whose
-shape does not change is captured and launched as one: by tensorrt_rtx itself, for tensorrt here.
+A graph whose shape does not change is captured and launched as one: by tensorrt_rtx itself, for tensorrt
+here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wafervlm.bundle import Bundle
-from wafervlm.engine import Engine, build_command, verify_command
-from wafervlm.engine_manifest import Place
+from wafervlm.engine import Engine, verify_command
 from wafervlm.errors import (
-    ClosedError,
     DeviceLost,
-    MissingDependencyError,
     PredictionTimeout,
     ProviderError,
     ResourceError,
@@ -31,44 +25,15 @@ from wafervlm.errors import (
     UsageError,
 )
 from wafervlm.render import RgbImage
-from wafervlm.runtimes.cuda import Stream, byte_size, find_gpu
-from wafervlm.runtimes.tensorrt_api import IExecutionContext, RtxCudaEngine
+from wafervlm.runtimes.cuda import Stream, byte_size
+from wafervlm.runtimes.tensorrt_api import IExecutionContext
 from wafervlm.runtimes.tensorrt_build import is_memory
 from wafervlm.runtimes.tensorrt_cache import KernelCache
-from wafervlm.runtimes.tensorrt_loading import check_contract, deserialise
-from wafervlm.runtimes.tensorrt_package import INSTALL, RTX, import_library
+from wafervlm.runtimes.tensorrt_device import Device, Held
+from wafervlm.runtimes.tensorrt_loading import check_contract, deserialise, find_place, make_contexts
+from wafervlm.runtimes.tensorrt_package import import_library
 
 log = logging.getLogger(__name__)
-
-
-def find_place(engine: Engine, bundle: Bundle) -> Place:
-    """Where ``engine`` would run. Raises MissingDependencyError and ProviderError where it cannot: without
-    its package in its version, without a GPU, or on one that it was not built for."""
-    manifest = engine.manifest
-    again = build_command(engine.path, bundle.path)
-    built = f"engine {engine.path} was built by {manifest.builder} {manifest.builder_version}"
-    try:
-        library = import_library(manifest.builder)
-    except MissingDependencyError as error:
-        wanted = f"{_distribution(manifest.builder)}=={manifest.builder_version}"
-        raise MissingDependencyError(f"{built}, and only {wanted} can load it; {error}") from None
-    if library.version != manifest.builder_version:
-        raise ProviderError(
-            f"{built}, and here is {library.version}, which cannot load it; build it again: {again}, or "
-            f"install the other version: {INSTALL[manifest.builder]} "
-            f"{_distribution(manifest.builder)}=={manifest.builder_version}"
-        )
-    capabilities = ", ".join(manifest.compute_capabilities)
-    try:
-        gpu = find_gpu()
-    except ProviderError as error:
-        raise type(error)(f"{built} for compute capability {capabilities}; {error}") from None
-    if gpu.compute_capability not in manifest.compute_capabilities:
-        raise ProviderError(
-            f"{built} for compute capability {capabilities}, and the GPU here "
-            f"({gpu.name}) has {gpu.compute_capability}; build it for this one: {again}"
-        )
-    return Place(gpu.name, gpu.compute_capability, gpu.driver, library.name, library.version)
 
 
 class TensorRTRuntime:
@@ -82,32 +47,21 @@ class TensorRTRuntime:
         self.place = find_place(engine, bundle)
         self.max_batch: int | None = engine.manifest.max_batch
         self._library = import_library(engine.manifest.builder)
-        self._lock = threading.Lock()
-        self._lost: DeviceLost | None = None
         self._verify = verify_command(engine.path, bundle.path)
         self._input, self._output = bundle.manifest.graph.input, bundle.manifest.graph.output
         task = bundle.manifest.task
         self._labels = len(task.labels)
         self._sides = (task.render.height, task.render.width, 3)
-        self._cache = KernelCache(self._library, runtime_cache, engine, self.place)
-        started = time.perf_counter()
-        # The stream first: it makes the device current, which TensorRT expects.
-        self._stream: Stream | None = Stream(
-            {
-                self._input: byte_size((engine.manifest.max_batch, *self._sides), np.uint8),
-                self._output: byte_size((engine.manifest.max_batch, self._labels), np.float32),
-            }
-        )
-        try:
-            self._loader = self._library.module.Runtime(self._library.logger)
-            self._engine = deserialise(self._loader, self._library, engine, bundle)
-            check_contract(self._engine, self._library, engine, bundle)
-            self._context = self._make_context(engine)
-        except BaseException:
-            self._stream.close()
-            raise
+        self._cache = KernelCache(self._library, runtime_cache, engine.manifest.file.sha256, self.place)
         # tensorrt_rtx captures by itself.
         self._captured = _Captured(wanted=self._library.rtx is None)
+        started = time.perf_counter()
+        self._device = Device()
+        try:
+            self._open(self._device.held, bundle, engine)
+        except BaseException:
+            self._device.close()
+            raise
         log.debug("opened %s on %s in %.1f s", engine.path, self.place.gpu, time.perf_counter() - started)
 
     def run(self, images: RgbImage, deadline: float | None = None) -> NDArray[np.float32]:
@@ -116,7 +70,7 @@ class TensorRTRuntime:
                 f"{len(images)} images at once are more than the engine takes, {self.max_batch}; pass fewer, "
                 "or build it again with --max-batch"
             )
-        with self._turn(deadline) as stream:
+        with self._device.turn(deadline) as stream:
             scores = np.empty((len(images), self._labels), np.float32)
             stream.upload(self._input, images)
             self._enqueue(stream, len(images))
@@ -128,44 +82,31 @@ class TensorRTRuntime:
         return scores
 
     def close(self) -> None:
-        with self._lock:
-            stream, self._stream = self._stream, None
-            if stream is None:
-                return
-            with contextlib.suppress(SetupError):
-                stream.wait()
-                self._captured.forget(stream)
-            # In this order: a context reads its engine, and both the device memory.
-            del self._context, self._engine, self._loader
-            stream.close()
+        self._device.close()
 
-    @contextlib.contextmanager
-    def _turn(self, deadline: float | None) -> Iterator[Stream]:
-        """The stream for one thread at a time. Raises PredictionTimeout and ClosedError."""
-        left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
-        if left == 0 or not self._lock.acquire(timeout=left):
-            raise PredictionTimeout(
-                "the time allowed was over before the engine could run; allow it more time"
-            )
-        try:
-            if self._lost is not None:
-                raise DeviceLost(str(self._lost))
-            if self._stream is None:
-                raise ClosedError("this model was closed; load it again")
-            self._stream.enter()
-            yield self._stream
-        except DeviceLost as error:
-            self._lost = error
-            raise
-        finally:
-            self._lock.release()
+    def _open(self, held: Held, bundle: Bundle, engine: Engine) -> None:
+        most = engine.manifest.max_batch
+        held.stream.allocate(
+            {
+                self._input: byte_size((most, *self._sides), np.uint8),
+                self._output: byte_size((most, self._labels), np.float32),
+            }
+        )
+        held.loader = self._library.module.Runtime(self._library.logger)
+        held.engines = [deserialise(held.loader, self._library, engine, bundle, engine.manifest.file)]
+        check_contract(held.engines[0], self._library, engine, bundle)
+        held.contexts = make_contexts(held.engines[0], self._library, self._cache, engine)
+
+    @property
+    def _context(self) -> IExecutionContext:
+        return self._device.held.contexts[0]
 
     def _enqueue(self, stream: Stream, batch: int) -> None:
         if self._captured.batch == batch and self._captured.graph is not None:
             stream.launch(self._captured.graph)
             return
         if self._captured.batch != batch:
-            self._captured.forget(stream)
+            self._forget(stream)
             stream.wait()  # a pass that ran out of time may still read the old shape
             self._set_shape(stream, batch)
             self._captured.batch = batch
@@ -190,6 +131,7 @@ class TensorRTRuntime:
             self._captured.batch = batch
             return False
         self._captured.graph = graph
+        self._device.held.graphs = [graph]
         stream.launch(graph)
         return True
 
@@ -204,6 +146,12 @@ class TensorRTRuntime:
                 stream.forget(stream.end_capture())
             raise
         return stream.end_capture()
+
+    def _forget(self, stream: Stream) -> None:
+        graph, self._captured.graph, self._captured.batch = self._captured.graph, None, 0
+        self._device.held.graphs = []
+        if graph is not None:
+            stream.forget(graph)
 
     def _set_shape(self, stream: Stream, batch: int) -> None:
         good = self._context.set_input_shape(self._input, (batch, *self._sides))
@@ -227,29 +175,6 @@ class TensorRTRuntime:
             )
         return ProviderError(f"the engine could not {what}: {reason}; run: {self._verify}")
 
-    def _make_context(self, engine: Engine) -> IExecutionContext:
-        if self._library.rtx is None:
-            context = self._engine.create_execution_context()
-        else:
-            rtx = cast(RtxCudaEngine, self._engine)
-            config = rtx.create_runtime_config()
-            config.cuda_graph_strategy = self._library.rtx.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            # Otherwise a shape's first passes run slower kernels, other ones than those that come after.
-            eager = self._library.rtx.DynamicShapesKernelSpecializationStrategy.EAGER
-            config.dynamic_shapes_kernel_specialization_strategy = eager
-            cache = self._cache.fill(config.create_runtime_cache)
-            if cache is not None:
-                config.set_runtime_cache(cache)
-            context = rtx.create_execution_context(config)
-        if context is None:
-            needed = self._engine.device_memory_size_v2 / 1e6
-            raise ResourceError(
-                f"engine {engine.path} needs {needed:.0f} MB of the GPU's memory beside its weights and did "
-                f"not get them: {self._library.reason()}; close other programs on the GPU, or build it for "
-                "fewer images with --max-batch"
-            )
-        return context
-
 
 class _Captured:
     """The graph of the batch size that ran last: another shape makes a captured graph invalid."""
@@ -258,12 +183,3 @@ class _Captured:
         self.wanted = wanted
         self.batch = 0
         self.graph: int | None = None
-
-    def forget(self, stream: Stream) -> None:
-        graph, self.graph, self.batch = self.graph, None, 0
-        if graph is not None:
-            stream.forget(graph)
-
-
-def _distribution(builder: str) -> str:
-    return "tensorrt-rtx" if builder == RTX else "tensorrt"

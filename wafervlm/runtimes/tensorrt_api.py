@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+Dims = Sequence[int]
+
 
 class DataType(Protocol):
     """A member of the enumeration of that name."""
@@ -18,6 +20,7 @@ class DataType(Protocol):
     HALF: DataType
     BF16: DataType
     UINT8: DataType
+    INT64: DataType
 
     @property
     def name(self) -> str: ...
@@ -105,13 +108,7 @@ class OnnxParser(Protocol):
 
 
 class IOptimizationProfile(Protocol):
-    def set_shape(
-        self,
-        input: str,  # noqa: A002
-        min: Sequence[int],  # noqa: A002
-        opt: Sequence[int],
-        max: Sequence[int],  # noqa: A002
-    ) -> None: ...
+    def set_shape(self, input: str, min: Dims, opt: Dims, max: Dims) -> None: ...  # noqa: A002
 
 
 class BuilderFlag(Protocol):
@@ -175,15 +172,26 @@ class TensorIOMode(Protocol):
 class IExecutionContext(Protocol):
     def set_input_shape(self, name: str, shape: Sequence[int]) -> bool: ...
     def set_tensor_address(self, name: str, memory: int) -> bool: ...
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool: ...
     def execute_async_v3(self, stream_handle: int) -> bool: ...
 
 
+class ExecutionContextAllocationStrategy(Protocol):
+    STATIC: ExecutionContextAllocationStrategy
+    ON_PROFILE_CHANGE: ExecutionContextAllocationStrategy
+
+
+_Allocation = ExecutionContextAllocationStrategy
+
+
 class CudaGraphStrategy(Protocol):
+    DISABLED: CudaGraphStrategy
     WHOLE_GRAPH_CAPTURE: CudaGraphStrategy
 
 
 class DynamicShapesKernelSpecializationStrategy(Protocol):
     EAGER: DynamicShapesKernelSpecializationStrategy
+    NONE: DynamicShapesKernelSpecializationStrategy
 
 
 class IRuntimeCache(Protocol):
@@ -197,6 +205,7 @@ class IRuntimeConfig(Protocol):
     cuda_graph_strategy: CudaGraphStrategy
     dynamic_shapes_kernel_specialization_strategy: DynamicShapesKernelSpecializationStrategy
 
+    def set_execution_context_allocation_strategy(self, strategy: _Allocation) -> None: ...
     def create_runtime_cache(self) -> IRuntimeCache: ...
     def set_runtime_cache(self, cache: IRuntimeCache) -> bool: ...
 
@@ -205,13 +214,15 @@ class ICudaEngine(Protocol):
     @property
     def num_io_tensors(self) -> int: ...
     @property
+    def num_optimization_profiles(self) -> int: ...
+    @property
     def device_memory_size_v2(self) -> int: ...
     def get_tensor_name(self, index: int) -> str: ...
     def get_tensor_mode(self, name: str) -> TensorIOMode: ...
     def get_tensor_dtype(self, name: str) -> DataType: ...
     def get_tensor_shape(self, name: str) -> Sequence[int]: ...
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> Sequence[Sequence[int]]: ...
-    def create_execution_context(self) -> IExecutionContext | None: ...
+    def create_execution_context(self, strategy: _Allocation) -> IExecutionContext | None: ...
 
 
 class RtxCudaEngine(Protocol):
@@ -258,6 +269,7 @@ class Package(Protocol):
     IAttentionInputLayer: type[IAttentionInputLayer]
     NetworkDefinitionCreationFlag: type[NetworkDefinitionCreationFlag]
     BuilderFlag: type[BuilderFlag]
+    ExecutionContextAllocationStrategy: type[ExecutionContextAllocationStrategy]
     TensorIOMode: type[TensorIOMode]
     ILogger: type[ILogger]
     IProgressMonitor: type[IProgressMonitor]

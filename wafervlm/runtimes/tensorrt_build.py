@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +11,11 @@ from typing import Any, cast
 
 from wafervlm.bundle import Bundle
 from wafervlm.engine_manifest import ENGINE_PRECISIONS
-from wafervlm.errors import (
-    ManifestError,
-    MissingDependencyError,
-    ProviderError,
-    ResourceError,
-    SetupError,
-    UsageError,
-)
+from wafervlm.errors import ManifestError, ProviderError, ResourceError, SetupError, UsageError
 from wafervlm.manifest import Manifest
-from wafervlm.runtimes.cuda import Gpu, find_gpu
 from wafervlm.runtimes.host_memory import map_large_blocks, release_mapped
 from wafervlm.runtimes.tensorrt_api import (
-    Builder,
+    DataType,
     IBuilderConfig,
     IHostMemory,
     INetworkDefinition,
@@ -31,8 +23,9 @@ from wafervlm.runtimes.tensorrt_api import (
     OnnxParser,
     RtxBuilderConfig,
 )
-from wafervlm.runtimes.tensorrt_package import RTX, TENSORRT, Library, import_library, installed
+from wafervlm.runtimes.tensorrt_package import Library
 from wafervlm.runtimes.tensorrt_precision import set_precision
+from wafervlm.runtimes.tensorrt_target import Target
 
 FP16_ROOM = 3e4
 """FP16 ends at 65,504; wafers that were not calibrated on may reach further than those that were."""
@@ -42,36 +35,22 @@ TOLERANCES = {"bf16": 0.5, "fp16": 0.06, "fp32": 0.01}
 alone gave on nano, computed on a CPU (bf16 0.16, fp16 0.011), mostly of labels next to impossible."""
 
 Report = Callable[[str, int, int], None]
+Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+"""What one optimization profile allows: for each input its smallest, its most usual and its largest shape."""
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """What an engine is to be built with and for: ``gpu`` is None where it is built ahead of time, and
-    ``reason`` says why this package was taken."""
+class Recipe:
+    """How one graph of a bundle becomes an engine: its ``file``, the ``inputs`` and ``outputs`` that it must
+    have, with their types, and its optimization ``profiles``, given the network that was read. ``size`` says
+    in words how much it is built for, and ``lower`` is the option that makes that less."""
 
-    library: Library
-    compute_capabilities: tuple[str, ...]
-    gpu: Gpu | None
-    reason: str
-
-
-def find_target(text: str) -> Target:
-    """The target that ``text`` names: ``auto``, ``rtx`` or ``tensorrt`` for the GPU that is here, or as in
-    ``rtx:8.6,8.9`` for others. Raises UsageError, MissingDependencyError and ProviderError."""
-    name, _, listed = text.partition(":")
-    if name not in ("auto", "rtx", "tensorrt") or (":" in text and (name != "rtx" or not listed)):
-        raise UsageError(
-            f"there is no target {text!r}; known are auto, rtx and tensorrt for the GPU that is here, and "
-            "as in rtx:8.6,8.9,12.0 for others"
-        )
-    if listed:
-        library = import_library(RTX)
-        capabilities = tuple(dict.fromkeys(part.strip() for part in listed.split(",")))
-        _check_capabilities(library, capabilities)
-        return Target(library, capabilities, None, "ahead of time, which only tensorrt_rtx does")
-    gpu = _gpu_to_build_for()
-    library, reason = _library_for(name, gpu)
-    return Target(library, (gpu.compute_capability,), gpu, reason)
+    file: str
+    inputs: Callable[[INetworkDefinition], Mapping[str, DataType]]
+    outputs: Callable[[INetworkDefinition], Mapping[str, DataType]]
+    profiles: Callable[[INetworkDefinition], Sequence[Shapes]]
+    size: str
+    lower: str
 
 
 def check_buildable(manifest: Manifest, precision: str, capabilities: tuple[str, ...]) -> None:
@@ -106,6 +85,28 @@ def build_engine(
     ``report`` is called with a phase, its step and its number of steps. Raises UsageError for what cannot
     be built, ProviderError where TensorRT refuses the graph, ResourceError where memory runs out.
     """
+    graph, types = bundle.manifest.graph, target.library.module.DataType
+
+    def profiles(network: INetworkDefinition) -> list[Shapes]:
+        # One for all batch sizes, at its best for one image: a second one would enlarge the engine.
+        sides = tuple(network.get_input(0).shape)[1:]
+        return [{graph.input: ((1, *sides), (1, *sides), (max_batch, *sides))}]
+
+    recipe = Recipe(
+        file=graph.file,
+        inputs=lambda _: {graph.input: types.UINT8},
+        outputs=lambda _: {graph.output: types.FLOAT},
+        profiles=profiles,
+        size=f"{max_batch} images",
+        lower="--max-batch",
+    )
+    return build_graph(bundle, target, recipe, precision=precision, report=report)
+
+
+def build_graph(
+    bundle: Bundle, target: Target, recipe: Recipe, *, precision: str, report: Report | None = None
+) -> IHostMemory:
+    """Build the engine of one graph of ``bundle``; ``report`` and errors are those of ``build_engine``."""
     check_buildable(bundle.manifest, precision, target.compute_capabilities)
     library = target.library
     trt = library.module
@@ -115,68 +116,24 @@ def build_engine(
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     # The parser holds the weights that it read until the engine is built.
     parser = trt.OnnxParser(network, library.logger)
-    _parse(parser, library, bundle)
-    _check_contract(network, library, bundle)
+    _parse(parser, library, bundle, recipe.file)
+    _check_contract(network, recipe, bundle.path / recipe.file)
     set_precision(trt, network, precision)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # what stays in float32 is meant to be exact
     _set_capabilities(library, config, target)
-    _add_profile(builder, config, network, max_batch)
+    for shapes in recipe.profiles(network):
+        profile = builder.create_optimization_profile()
+        for name, (least, best, most) in shapes.items():
+            profile.set_shape(name, least, best, most)
+        config.add_optimization_profile(profile)
     with _progress(library, config, report, bundle.path) as stopped:
         engine = builder.build_serialized_network(network, config)
         if stopped():
             raise KeyboardInterrupt
     if engine is None:
-        raise _build_error(library, bundle, max_batch)
+        raise _build_error(library, bundle.path / recipe.file, recipe)
     return engine
-
-
-def _gpu_to_build_for() -> Gpu:
-    try:
-        return find_gpu()
-    except SetupError as error:
-        raise type(error)(
-            f"{error}; without a GPU an engine is built ahead of time, as in: wafervlm engine "
-            "--bundle BUNDLE --target rtx:8.6,8.9,12.0 -o ENGINE"
-        ) from None
-
-
-def _library_for(name: str, gpu: Gpu) -> tuple[Library, str]:
-    wanted = {"rtx": (RTX,), "tensorrt": (TENSORRT,), "auto": installed()}[name]
-    if not wanted:
-        raise MissingDependencyError(
-            "neither tensorrt nor tensorrt_rtx is installed; install one: pip install "
-            "'wafervlm[tensorrt-rtx]' for a GeForce or RTX GPU, 'wafervlm[tensorrt]' for any other"
-        )
-    if name != "auto":
-        library = import_library(wanted[0])
-        if library.rtx:
-            _check_capabilities(library, (gpu.compute_capability,))
-        return library, "as --target says"
-    if TENSORRT in wanted:
-        other = ", and times its kernels on it, which tensorrt_rtx does not" if RTX in wanted else ""
-        return import_library(TENSORRT), f"tensorrt is installed and builds for any GPU{other}"
-    library = import_library(RTX)
-    _check_capabilities(library, (gpu.compute_capability,))
-    return library, "tensorrt_rtx is installed and tensorrt is not"
-
-
-def known_capabilities(library: Library) -> tuple[str, ...]:
-    """The compute capabilities that this tensorrt_rtx builds for, as in "8.6"."""
-    names = dir(library.rtx.ComputeCapability) if library.rtx else []
-    digits = sorted(int(name[2:]) for name in names if name.startswith("SM") and name[2:].isdigit())
-    return tuple(f"{number // 10}.{number % 10}" for number in digits)
-
-
-def _check_capabilities(library: Library, capabilities: tuple[str, ...]) -> None:
-    known = known_capabilities(library)
-    for capability in capabilities:
-        if capability not in known:
-            raise UsageError(
-                f"{library.name} {library.version} does not build for compute capability {capability!r}, "
-                f"only for {', '.join(known)}; for other GPUs (8.7 Orin, 9.0 H100) build on them with "
-                "tensorrt: wafervlm engine --bundle BUNDLE --target tensorrt -o ENGINE"
-            )
 
 
 def _check_fp16(manifest: Manifest) -> None:
@@ -198,10 +155,10 @@ def _check_fp16(manifest: Manifest) -> None:
         )
 
 
-def _parse(parser: OnnxParser, library: Library, bundle: Bundle) -> None:
-    path = bundle.path / bundle.manifest.graph.file
+def _parse(parser: OnnxParser, library: Library, bundle: Bundle, file: str) -> None:
+    path = bundle.path / file
     # The digest is of these very bytes; only weights that lie beside the graph are read from its folder.
-    if parser.parse(bundle.read(bundle.manifest.graph.file), str(path.resolve())):
+    if parser.parse(bundle.read(file), str(path.resolve())):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     nodes = sorted(
@@ -210,20 +167,34 @@ def _parse(parser: OnnxParser, library: Library, bundle: Bundle) -> None:
     what = f"the operator {nodes[0]}" if nodes else "the graph"
     reason = " ".join(errors[0].desc().split())[:300] if errors else library.reason()
     raise ProviderError(
-        f"{library.name} {library.version} cannot read {what} of {path}: {reason}; take a newer "
-        f"{library.name}, which the newest operators need (Attention and RotaryEmbedding: 10.15)"
+        f"{library.name} {library.version} cannot read {what} of {path}: {reason}; "
+        f"{_remedy(library, bundle.manifest.graph.opset)}"
     )
 
 
-def _check_contract(network: INetworkDefinition, library: Library, bundle: Bundle) -> None:
-    graph, types = bundle.manifest.graph, library.module.DataType
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    outputs = [network.get_output(index) for index in range(network.num_outputs)]
-    has = [(t.name, t.dtype) for t in (*inputs, *outputs)]
-    if has != [(graph.input, types.UINT8), (graph.output, types.FLOAT)]:
+def _remedy(library: Library, opset: int) -> str:
+    """What helps where an operator of a graph of this ``opset`` is not read."""
+    newer = f"take a newer {library.name}"
+    if opset < 23:
+        return newer
+    return (
+        f"{newer} (Attention, RotaryEmbedding and RMSNormalization: 10.15), or export the bundle again "
+        "without them: wafervlm export CHECKPOINT -o BUNDLE --opset 21"
+    )
+
+
+def _check_contract(network: INetworkDefinition, recipe: Recipe, where: Path) -> None:
+    inputs = {t.name: t.dtype for t in map(network.get_input, range(network.num_inputs))}
+    outputs = {t.name: t.dtype for t in map(network.get_output, range(network.num_outputs))}
+    taken, given = recipe.inputs(network), recipe.outputs(network)
+    if (inputs, outputs) != (taken, given):
+        has, wants = (
+            ", ".join(f"{name} ({dtype.name.lower()})" for name, dtype in [*ins.items(), *outs.items()])
+            for ins, outs in ((inputs, outputs), (taken, given))
+        )
         raise ManifestError(
-            f"{bundle.path / graph.file} has inputs and outputs {[(n, d.name) for n, d in has]}, and its "
-            f"manifest names {graph.input!r} (uint8) and {graph.output!r} (float32); export the bundle again"
+            f"{where} has the inputs and outputs {has}, and its manifest asks for {wants}; export the bundle "
+            "again"
         )
 
 
@@ -237,27 +208,14 @@ def _set_capabilities(library: Library, config: IBuilderConfig, target: Target) 
         rtx.set_compute_capability(member, index)
 
 
-def _add_profile(
-    builder: Builder, config: IBuilderConfig, network: INetworkDefinition, max_batch: int
-) -> None:
-    """One profile for all batch sizes, at its best for one image: a second one would enlarge the engine."""
-    image = network.get_input(0)
-    sides = tuple(image.shape)[1:]
-    profile = builder.create_optimization_profile()
-    profile.set_shape(image.name, (1, *sides), (1, *sides), (max_batch, *sides))
-    config.add_optimization_profile(profile)
-
-
-def _build_error(library: Library, bundle: Bundle, max_batch: int) -> SetupError:
+def _build_error(library: Library, where: Path, recipe: Recipe) -> SetupError:
     reason = library.reason()
     if is_memory(reason):
         return ResourceError(
-            f"not enough memory to build the engine of {bundle.path} for {max_batch} images: {reason}; lower "
-            "--max-batch, or close other programs"
+            f"not enough memory to build the engine of {where} for {recipe.size}: {reason}; lower "
+            f"{recipe.lower}, or close other programs"
         )
-    return ProviderError(
-        f"{library.name} {library.version} could not build the engine of {bundle.path}: {reason}"
-    )
+    return ProviderError(f"{library.name} {library.version} could not build the engine of {where}: {reason}")
 
 
 def is_memory(text: str) -> bool:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from wafervlm.engine import Engine
 from wafervlm.engine_manifest import Place
 from wafervlm.errors import UsageError
 from wafervlm.runtimes.tensorrt_api import IRuntimeCache
@@ -21,18 +20,19 @@ log = logging.getLogger(__name__)
 class KernelCache:
     """tensorrt_rtx's runtime cache, one file for each engine, GPU and driver in a folder of the user's."""
 
-    def __init__(self, library: Library, folder: Path | None, engine: Engine, place: Place) -> None:
+    def __init__(self, library: Library, folder: Path | None, digest: str, place: Place) -> None:
+        """``digest`` is the sha256 of the engine's file."""
         if folder is not None and library.rtx is None:
             raise UsageError(
                 "a runtime cache is for engines of tensorrt_rtx, which compiles kernels when it starts; this "
                 "engine was built by tensorrt and needs none: leave --runtime-cache out"
             )
         words = (place.gpu.replace(" ", "-"), place.compute_capability, place.driver, place.builder_version)
-        name = "-".join((engine.manifest.file.sha256[:16], *words))
+        name = "-".join((digest[:16], *words))
         self._path = folder / f"{name}.cache" if folder else None
         self._cache: IRuntimeCache | None = None
         self._known = b""
-        self._batches: set[int] = set()
+        self._shapes: set[int] = set()
 
     def fill(self, make: Callable[[], IRuntimeCache]) -> IRuntimeCache | None:
         """A cache with what is kept, None where the user names no folder."""
@@ -46,13 +46,13 @@ class KernelCache:
             self._known = b""
         return cache
 
-    def keep(self, batch: int) -> None:
-        """Write what was compiled for ``batch`` images, each size once; a folder that cannot be written is a
-        warning, and not tried again."""
+    def keep(self, shape: int) -> None:
+        """Write what was compiled for ``shape``, a number of images or a profile, once for each; a folder
+        that cannot be written is a warning, and not tried again."""
         path, cache = self._path, self._cache
-        if path is None or cache is None or batch in self._batches:
+        if path is None or cache is None or shape in self._shapes:
             return
-        self._batches.add(batch)
+        self._shapes.add(shape)
         data = bytes(memoryview(cast(bytes, cache.serialize())))
         if data == self._known:
             return

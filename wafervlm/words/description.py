@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from wafervlm.claims import Checked
+    from wafervlm.wafermap import WaferMap
 
 Finish = Literal["stop", "length", "cancelled"]
 
@@ -20,6 +26,10 @@ class Description:
     and total. ``locked`` is False for an image that is not a wafer map of the task. ``task`` and ``bundle``
     are the digests of the two, ``runtime`` what the text was generated on. What a model says is not measured:
     ``predict`` is what was judged.
+
+    Where it was checked against the dies, ``claims`` are the claims of ``text``, supported or such that the
+    dies cannot tell, ``struck`` those that the dies contradict and that were taken out of ``text``, and
+    ``said`` is what was generated; where not, ``claims`` is None. ``wafer`` is what it is about.
     """
 
     text: str
@@ -33,6 +43,10 @@ class Description:
     task: str = ""
     bundle: str = ""
     runtime: str = ""
+    said: str = ""
+    claims: tuple[Checked, ...] | None = field(default=None, compare=False)
+    struck: tuple[Checked, ...] = field(default=(), compare=False)
+    wafer: WaferMap | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", tuple(self.tokens))
@@ -63,6 +77,22 @@ class Description:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "wafer"}
         plain = {"tokens": list(self.tokens), "timing_ms": dict(self.timing_ms)}
-        return {**values, **plain, "tokens_per_second": self.tokens_per_second}
+        claims = None if self.claims is None else [_plain(each) for each in self.claims]
+        checked = {"claims": claims, "struck": [_plain(each) for each in self.struck]}
+        return {**values, **plain, **checked, "tokens_per_second": self.tokens_per_second}
+
+    def plot(self) -> Image.Image:
+        """The wafer with the dies that bear out a claim marked, beside the text and its claims: an RGB
+        picture. Raises UsageError where the text was not checked."""
+        from wafervlm.words.picture import draw
+
+        return draw(self)
+
+
+def _plain(each: Checked) -> dict[str, Any]:
+    claim = each.claim
+    values = {"kind": claim.kind, "value": claim.value, "negated": claim.negated, "text": claim.text}
+    dies = [] if each.dies is None else each.dies.tolist()
+    return {**values, "verdict": each.verdict.value, "why": each.why, "dies": dies}

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from wafervlm.bundle import Bundle
-from wafervlm.errors import ClosedError, InputError, UsageError
+from wafervlm.errors import ClosedError, InputError
 from wafervlm.render import RgbImage
 from wafervlm.words.description import Description
-from wafervlm.words.generation import Generation, Limits, Run
+from wafervlm.words.generation import Generation
+from wafervlm.words.run import Limits, Run
 from wafervlm.words.sampling import Chooser, Sampling
+from wafervlm.words.section import Words
 from wafervlm.words.steps import Steps
 from wafervlm.words.text import Language, Pieces
 
@@ -30,22 +32,17 @@ class Asked:
 
 
 class Speaker:
-    """A bundle made ready to generate text. Threads may share it.
+    """A bundle made ready to generate text: ``steps`` execute its graphs, and ``runtime`` says what that is.
+    Threads may share it. Raises what reading the tokenizer raises."""
 
-    Raises UsageError for a bundle without words, and what opening a runtime raises.
-    """
-
-    def __init__(self, bundle: Bundle, *, device: str = "cpu", threads: int | None = None) -> None:
-        words = bundle.manifest.words
-        if words is None:
-            raise UsageError(
-                f"bundle {bundle.manifest.name!r} answers only the question it was made for: it was exported "
-                "without words; take one that was made with: wafervlm export --words"
-            )
-        self._bundle, self._words = bundle, words
-        self._runtime = f"onnx on {device}"
+    def __init__(self, bundle: Bundle, words: Words, steps: Steps) -> None:
+        self._bundle, self._words, self._steps = bundle, words, steps
+        self.runtime = steps.about
         self._language = Language(bundle, words)
-        self._steps = Steps(bundle, words, device=device, threads=threads)
+
+    def close(self) -> None:
+        """Give back what the graphs hold."""
+        self._steps.close()
 
     def answer(self, asked: Asked, sampling: Sampling, limits: Limits) -> DescriptionStream:
         """Begin to answer. Raises UsageError for a question that is no text, InputError for one longer than
@@ -58,7 +55,7 @@ class Speaker:
                 f"{self._words.context} together with the answer; ask a shorter one"
             )
         chooser = Chooser(sampling, prompt.ids, self._words.repetition_penalty)
-        run = Run(self._steps.run_options(), limits)
+        run = Run(limits)
         maximum = min(limits.max_tokens, room)
         generation = Generation(self._steps, run, prompt, chooser, self._words.stop, maximum)
         unsaid = Description(
@@ -72,7 +69,7 @@ class Speaker:
             locked=asked.locked,
             task=self._bundle.manifest.task_digest,
             bundle=self._bundle.digest,
-            runtime=self._runtime,
+            runtime=self.runtime,
         )
         return DescriptionStream(generation, run, asked.image, Pieces(self._language), unsaid)
 
