@@ -49,6 +49,8 @@ COMMANDS = {
 }
 LATENCY = Entry("wafervlm.latency_commands", "Time a bundle on this machine.")
 """What ``benchmark --latency`` is: of the station, though the rest of the command is the workshop's."""
+WORDS = Entry("benchmarks.assessment.commands", "Judge what subjects say of wafers.")
+"""What ``benchmark --words`` is."""
 
 
 class LazyGroup(click.Group):
@@ -78,6 +80,8 @@ class LazyGroup(click.Group):
             raise click.UsageError(f"there is no command {name!r}; {hint}", ctx)
         if name == "benchmark" and _asks_latency(args[1:]):
             return name, self._load(LATENCY, name), args[1:]
+        if name == "benchmark" and "--words" in args[1:]:
+            return name, self._load(WORDS, name), args[1:]
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

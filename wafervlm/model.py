@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wafervlm.bundle import Bundle
-from wafervlm.errors import ClosedError, ImageError, InputError, UsageError, VerificationError
+from wafervlm.deadline import deadline_of
+from wafervlm.errors import ClosedError, InputError, UsageError, VerificationError
 from wafervlm.manifest import Manifest
 from wafervlm.prediction import Prediction, softmax
-from wafervlm.render import RgbImage
+from wafervlm.render import RgbImage, render
 from wafervlm.runtimes import Runtime
 from wafervlm.task import Task
-from wafervlm.view import View, Wafer, make_view
+from wafervlm.view import View, Wafer, check_images, make_view
 from wafervlm.wafermap import WaferMap
 
 if TYPE_CHECKING:
@@ -106,8 +106,10 @@ class WaferVLM:
     def describe(
         self,
         wafer: Wafer,
-        question: str,
+        question: str | None = None,
         *,
+        check: bool = True,
+        redraws: int = 0,
         max_tokens: int = 256,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -118,38 +120,48 @@ class WaferVLM:
         foreign: bool = False,
         bins: Mapping[str, int] | None = None,
     ) -> Description:
-        """Generate an answer to ``question`` about one wafer, in the bundle's own words.
+        """Say in words what is on one wafer: where, what, and candidate causes, in three parts; or answer
+        ``question`` about it.
+
+        With ``check`` every claim of the text is checked against the dies (``wafervlm.claims``): those that
+        they contradict are struck from it and listed in ``struck``, the others in ``claims``. An answer of
+        which something would be struck is drawn anew, up to ``redraws`` times, and the best is taken. An
+        image that is not a wafer map has no dies to check. Causes are candidates, never checked.
 
         Takes a bundle that was exported with words, and the extra ``[words]``; the first call opens the
         graphs for it, those of the engine where one classifies, which must have been built with words.
         Greedy at ``temperature`` 0; above it tokens are drawn, among the ``top_k`` likeliest (0: all) that
         make up the probability ``top_p``, the same for the same ``seed``. It ends at the model's own end, at
         ``max_tokens`` or the end of the context, or once ``cancelled``, asked before each token, says yes.
-        The wafer, ``timeout``, ``foreign`` and ``bins`` are as in ``predict``. Raises UsageError for a bundle
-        or an engine without words and an argument that cannot be meant, InputError for a question longer
-        than the context, PredictionTimeout, MissingDependencyError and ClosedError.
+        A wafer with an orientation mark is shown with the mark at the bottom, so directions are the tool's.
+        The wafer, ``timeout``, for each answer, ``foreign`` and ``bins`` are as in ``predict``. Raises
+        UsageError for a bundle or an engine without words and an argument that cannot be meant, InputError
+        for a question longer than the context, PredictionTimeout, MissingDependencyError and ClosedError.
         """
-        stream = self.describe_stream(
-            wafer,
-            question,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            timeout=timeout,
-            cancelled=cancelled,
-            foreign=foreign,
-            bins=bins,
-        )
-        for _ in stream:
-            pass
-        return stream.result
+
+        def answer(temperature: float, seed: int | None) -> Description:
+            return self.describe_stream(
+                wafer,
+                question,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed,
+                timeout=timeout,
+                cancelled=cancelled,
+                foreign=foreign,
+                bins=bins,
+            ).whole()
+
+        from wafervlm.words.checking import best_answer
+
+        return best_answer(answer, check=check, redraws=redraws, temperature=temperature, seed=seed)
 
     def describe_stream(
         self,
         wafer: Wafer,
-        question: str,
+        question: str | None = None,
         *,
         max_tokens: int = 256,
         temperature: float = 0.0,
@@ -161,21 +173,29 @@ class WaferVLM:
         foreign: bool = False,
         bins: Mapping[str, int] | None = None,
     ) -> DescriptionStream:
-        """Generate as ``describe`` does, and return the answer as an iterator over pieces of its text, each
-        as soon as it is certain; no piece ends in half a character. Closing it, from any thread, ends it.
-        Arguments and errors are those of ``describe``."""
+        """Generate as ``describe`` does, unchecked, and return the answer as an iterator over pieces of its
+        text, each as soon as it is certain; no piece ends in half a character. Closing it, from any thread,
+        ends it. Arguments and errors are those of ``describe``."""
+        from wafervlm.words.question import DESCRIBE_QUESTION
         from wafervlm.words.run import Limits
         from wafervlm.words.sampling import Sampling
         from wafervlm.words.stream import Asked
 
         sampling = Sampling(temperature, top_k, top_p, seed)
-        limits = Limits(max_tokens, _deadline(timeout), cancelled)
+        limits = Limits(max_tokens, deadline_of(timeout), cancelled)
         speaker = self._words()
         view = make_view(wafer, self.task, foreign, bins)
-        image = self._checked(view.image[None])
+        shown = view.wafer
+        image = render(shown.upright, self.task.render) if shown and shown.upright_turns else view.image
         spent = {"read": view.read / 1e6, "render": view.render / 1e6}
-        name = view.wafer.id if view.wafer is not None else view.name
-        asked = Asked(image, question, name, view.wafer is not None, spent)
+        asked = Asked(
+            check_images(image[None], self.task),
+            DESCRIBE_QUESTION if question is None else question,
+            view.name if shown is None else shown.id,
+            shown is not None,
+            spent,
+            shown,
+        )
         return speaker.answer(asked, sampling, limits)
 
     def label_log_probs(self, images: RgbImage, *, timeout: float | None = None) -> NDArray[np.float32]:
@@ -184,8 +204,8 @@ class WaferVLM:
         ``images`` are uint8 (B, H, W, 3) RGB of the size that the task draws. Raises ImageError,
         VerificationError where the graph gives no probabilities, PredictionTimeout and ClosedError.
         """
-        deadline = _deadline(timeout)
-        images = self._checked(images)
+        deadline = deadline_of(timeout)
+        images = check_images(images, self.task)
         chunk = self._chunk
         parts = [self._run(images[i : i + chunk], deadline) for i in range(0, len(images), chunk)]
         return np.concatenate(parts) if parts else np.empty((0, len(self.task.labels)), np.float32)
@@ -214,7 +234,7 @@ class WaferVLM:
     def _answers(
         self, wafers: Sequence[Wafer], timeout: float | None, foreign: bool, bins: Mapping[str, int] | None
     ) -> Iterator[Prediction]:
-        deadline = _deadline(timeout)
+        deadline = deadline_of(timeout)
         self._ready()
         for first in range(0, len(wafers), self._chunk):
             started = time.perf_counter_ns()
@@ -227,7 +247,7 @@ class WaferVLM:
                         raise
                     raise type(error)(f"item {index} of the batch: {error}") from error
             before_run = time.perf_counter_ns()
-            scores = self._run(self._checked(np.stack([view.image for view in views])), deadline)
+            scores = self._run(check_images(np.stack([view.image for view in views]), self.task), deadline)
             probabilities = softmax(scores, self.manifest.temperature)
             now = time.perf_counter_ns()
             run = now - before_run
@@ -266,18 +286,6 @@ class WaferVLM:
                 self._speaker = self._open_speaker()
             return self._speaker
 
-    def _checked(self, images: RgbImage) -> RgbImage:
-        spec = self.task.render
-        if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-            kind = getattr(images, "dtype", type(images).__name__)
-            raise ImageError(f"images are {kind}; they must be a uint8 array of shape (B, H, W, 3)")
-        if images.ndim != 4 or images.shape[1:] != (spec.height, spec.width, 3):
-            raise ImageError(
-                f"images have shape {images.shape}; this model takes (B, {spec.height}, {spec.width}, 3), "
-                "as wafervlm draws them"
-            )
-        return np.ascontiguousarray(images)
-
     def _run(self, images: RgbImage, deadline: float | None) -> NDArray[np.float32]:
         scores = self._ready().run(images, deadline)
         wanted = (len(images), len(self.task.labels))
@@ -289,11 +297,3 @@ class WaferVLM:
                 "(not finite, or not summing to 1); run: wafervlm verify"
             )
         return scores
-
-
-def _deadline(timeout: float | None) -> float | None:
-    if timeout is None:
-        return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
-        raise UsageError(f"timeout is {timeout!r}; it must be a number of seconds greater than 0, or None")
-    return time.monotonic() + timeout

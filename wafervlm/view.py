@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from numpy.typing import ArrayLike
 
+from wafervlm.errors import ImageError
 from wafervlm.render import RgbImage, render
 from wafervlm.task import Task
 from wafervlm.wafermap import WaferMap, check_dies
@@ -37,6 +39,21 @@ def make_view(item: Wafer, task: Task, foreign: bool, bins: Mapping[str, int] | 
         image = render(read, task.render)
         return View(image, read, name, middle - started, time.perf_counter_ns() - middle)
     return View(read, None, name, middle - started, 0)
+
+
+def check_images(images: RgbImage, task: Task) -> RgbImage:
+    """``images`` as the graph takes them. Raises ImageError where they are not (B, H, W, 3) uint8 of the
+    size that ``task`` draws."""
+    spec = task.render
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        kind = getattr(images, "dtype", type(images).__name__)
+        raise ImageError(f"images are {kind}; they must be a uint8 array of shape (B, H, W, 3)")
+    if images.ndim != 4 or images.shape[1:] != (spec.height, spec.width, 3):
+        raise ImageError(
+            f"images have shape {images.shape}; this model takes (B, {spec.height}, {spec.width}, 3), "
+            "as wafervlm draws them"
+        )
+    return np.ascontiguousarray(images)
 
 
 def _read(item: Wafer, task: Task, foreign: bool, bins: Mapping[str, int] | None) -> WaferMap | RgbImage:

@@ -79,6 +79,16 @@ class WaferMap:
             self, dies=transform(self.dies, symmetry), orientation=_turned(self.orientation, symmetry)
         )
 
+    @property
+    def upright(self) -> WaferMap:
+        """The wafer turned so that its orientation mark lies at the bottom; as it is where none is known."""
+        return self.transformed(self.upright_turns) if self.upright_turns else self
+
+    @property
+    def upright_turns(self) -> int:
+        """Quarter turns, counter-clockwise, that bring the orientation mark to the bottom; 0 without one."""
+        return ("bottom", "left", "top", "right").index(self.orientation or "bottom")
+
     def __reduce__(self) -> tuple[type[WaferMap], tuple[object, ...]]:
         # A copy or a pickle goes through the checks again, which also keeps its dies read-only.
         return WaferMap, (self.dies, self.orientation, self.id, self.lot)

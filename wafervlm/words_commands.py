@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,10 +17,14 @@ from wafervlm.commands import (
     threads_option,
 )
 
+if TYPE_CHECKING:
+    from wafervlm.model import WaferVLM
+    from wafervlm.words.description import Description
+
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@click.argument("question")
+@click.argument("question", required=False)
 @bundle_option
 @engine_option
 @click.option(
@@ -51,27 +56,50 @@ from wafervlm.commands import (
 @click.option("--foreign", is_flag=True, help="Take images in other colours too; their answers are marked.")
 @click.option("--bins", help="What codes mean, as in .=0,1=pass,X=fail, or a JSON file with such a table.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds allowed.")
+@click.option(
+    "--check/--no-check",
+    default=True,
+    help="Strike what the dies contradict, or leave it as said.  [default: check]",
+)
+@click.option(
+    "--redraws",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Answers drawn anew at the most while the dies contradict something.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw the wafer, with the dies that bear out what is said, as a PNG.",
+)
 @console.json_option
 def describe(
     path: Path,
-    question: str,
+    question: str | None,
     bundle: Path | None,
     engine: Path | None,
     runtime: str | None,
     runtime_cache: Path | None,
     threads: int | None,
     bins: str | None,
+    check: bool,
+    redraws: int,
+    plot: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Ask QUESTION about the wafer in PATH, and print what the model says as it says it.
+    """Say what is on the wafer in PATH: where, what, and candidate causes; or answer QUESTION about it.
+
+    Prints what the model says as it says it. Then every claim that dies can decide is checked against them:
+    what they contradict is struck, and both are shown. Causes are candidates; nothing checks them.
 
     Takes a bundle that was exported with words (wafervlm export --words), and the extra [words]; an --engine
-    must have been built with words too (wafervlm engine --words). What is said is generated text, not a
-    judged answer: it was measured on nothing. Ask what the model was trained to answer.
+    must have been built with words too (wafervlm engine --words).
 
     \b
     Example:
+      wafervlm describe map.npy --bundle bundle/ --plot described.png
       wafervlm describe map.npy "Where is the largest cluster?" --bundle bundle/
       wafervlm describe map.npy "Is there a ring at the rim?" --bundle bundle/ --json
       wafervlm describe map.npy "How many dies fail?" --bundle bundle/ --temperature 0.7 --seed 1
@@ -94,15 +122,46 @@ def describe(
                 **options,
             }
         )
-        with model.describe_stream(path, question, bins=codes, **options) as stream:
-            for piece in stream:
-                if not as_json:
-                    click.echo(piece, nl=False)
-            said = stream.result
+        asked: dict[str, Any] = {"wafer": path, "question": question, "bins": codes, **options}
+        if as_json or redraws:
+            said = model.describe(**asked, check=check, redraws=redraws)
+        else:
+            said = _streamed(model, check, asked)
+    if plot is not None:
+        said.plot().save(plot, "PNG")
     if as_json:
         console.json_line({"path": path, **said.to_dict()})
         return
+    if redraws:
+        click.echo(said.text)
+    _report(said)
+    if plot is not None:
+        console.say(f"drawn to {plot}")
+
+
+def _streamed(model: WaferVLM, check: bool, asked: Mapping[str, Any]) -> Description:
+    """Print what the model says as it says it; where something of it is struck, print what is left."""
+    from wafervlm.words.checking import checked, need_scipy
+
+    if check:
+        need_scipy()
+    with model.describe_stream(**asked) as stream:
+        for piece in stream:
+            click.echo(piece, nl=False)
+        said = stream.result
     click.echo()
+    said = checked(said) if check else said
+    if said.struck:
+        console.say("the dies contradict a part of it; without that:")
+        click.echo(said.text)
+    return said
+
+
+def _report(said: Description) -> None:
+    from wafervlm.words.checking import lines
+
+    for line in lines(said) if said.claims is not None else ():
+        console.say(f"  {line}")
     outside = "" if said.locked else "; outside the lock"
     spent = said.timing_ms["total"] / 1e3
     console.say(

@@ -117,7 +117,7 @@ def measure_wafer(wafer: WaferMap) -> Geometry:
     """
     if wafer.orientation is None:
         return measure(wafer.dies)
-    turns = ("bottom", "left", "top", "right").index(wafer.orientation)
+    turns = wafer.upright_turns
     found = measure(transform(wafer.dies, turns))
     rows, columns = wafer.shape
     given = np.rot90(np.arange(rows * columns).reshape(rows, columns), turns)

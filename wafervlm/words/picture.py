@@ -12,6 +12,7 @@ from wafervlm.claims import Checked, Verdict
 from wafervlm.errors import UsageError
 from wafervlm.plot import FAINT, INK, MARGIN, PAPER, WAFER, WARN, WIDTH, caption, fit, font
 from wafervlm.wafermap import FAIL, WaferMap
+from wafervlm.words.checking import phrase
 from wafervlm.words.description import Description
 
 Colour = tuple[int, int, int]
@@ -72,8 +73,8 @@ def _key(each: Checked) -> bytes:
 def _row(each: Checked, marks: dict[bytes, tuple[Colour, Checked]]) -> _Row:
     mark = marks.get(_key(each)) if each.supported else None
     # What is struck stands in the text no more.
-    phrase = f'"{" ".join(each.claim.text.split())}": ' if each.contradicted else ""
-    return _Row(mark[0] if mark else None, each.verdict, phrase + each.why)
+    quoted = f'"{phrase(each)}": ' if each.contradicted else ""
+    return _Row(mark[0] if mark else None, each.verdict, quoted + each.why)
 
 
 def _draw_row(pen: ImageDraw.ImageDraw, top: int, row: _Row) -> None:

@@ -10,6 +10,7 @@ from types import TracebackType
 from wafervlm.bundle import Bundle
 from wafervlm.errors import ClosedError, InputError
 from wafervlm.render import RgbImage
+from wafervlm.wafermap import WaferMap
 from wafervlm.words.description import Description
 from wafervlm.words.generation import Generation
 from wafervlm.words.run import Limits, Run
@@ -22,13 +23,14 @@ from wafervlm.words.text import Language, Pieces
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A ``question`` about an ``image`` (1, H, W, 3) uint8; ``id`` and ``locked`` as in a Description, and
-    the milliseconds spent so far."""
+    the milliseconds spent so far; ``wafer`` is None for an image that is not a wafer map."""
 
     image: RgbImage
     question: str
     id: str = ""
     locked: bool = True
     timing_ms: Mapping[str, float] = field(default_factory=dict)
+    wafer: WaferMap | None = None
 
 
 class Speaker:
@@ -70,6 +72,7 @@ class Speaker:
             task=self._bundle.manifest.task_digest,
             bundle=self._bundle.digest,
             runtime=self.runtime,
+            wafer=asked.wafer,
         )
         return DescriptionStream(generation, run, asked.image, Pieces(self._language), unsaid)
 
@@ -107,6 +110,12 @@ class DescriptionStream(Iterator[str]):
         if self._result is None:
             raise ClosedError("the answer has not ended; take all of its pieces first, or close it")
         return self._result
+
+    def whole(self) -> Description:
+        """Generate what is left, and return the whole of it."""
+        for _ in self:
+            pass
+        return self.result
 
     def close(self) -> None:
         """End the answer where it is; a step that runs in another thread is ended too. Closing twice does
