@@ -45,6 +45,12 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     help="What a token counts: as much as it bears on the answers, or all the same (no backward pass).",
 )
 @click.option(
+    "--words",
+    default=0,
+    show_default=True,
+    help="Of so many of the maps a description in three parts too, for a model that describes.",
+)
+@click.option(
     "--precision",
     type=click.Choice(["float32", "float64"]),
     default="float32",

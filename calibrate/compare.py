@@ -169,7 +169,7 @@ def _rows(
 def _judged(
     method: str, bits: int, before: Scores, after: Scores, task: Task, samples: Sequence[Sample]
 ) -> Row:
-    figures = agreement(before, after) | intervals(before, after, lots_of(samples))
+    figures = agreement(before, after, task) | intervals(before, after, lots_of(samples), task)
     return Row(method, bits, accuracy=accuracy(after, samples, task), **figures)
 
 

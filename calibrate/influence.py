@@ -26,18 +26,23 @@ FLOOR = 0.02
 
 
 def influences(
-    model: Any, inputs: Sequence[Inputs], modules: Mapping[str, torch.nn.Linear], answer: int, seed: int
+    model: Any,
+    inputs: Sequence[Inputs],
+    modules: Mapping[str, torch.nn.Linear],
+    answers: Sequence[int],
+    seed: int,
 ) -> list[Influence]:
     """For each of ``inputs``, by name of the linear layers ``modules``, the weight (B, T) float32 of every
     token: an unbiased estimate of the trace of the Fisher information of the answers' next-token
     distributions with respect to the layer's output there.
 
-    Answers begin at token ``answer``; with 0 every token is predicted. It is one forward and one backward
-    pass of each batch: sum over the vocabulary of +-1 sqrt(p) log p, with random signs, has gradients whose
-    expected outer product is the Fisher information.
+    Answers begin at token ``answers[i]`` of ``inputs[i]``; with 0 every token is predicted. It is one forward
+    and one backward pass of each batch: sum over the vocabulary of +-1 sqrt(p) log p, with random signs, has
+    gradients whose expected outer product is the Fisher information.
     """
     generator = torch.Generator().manual_seed(seed)
-    return [_influence(model, part, modules, answer, generator) for part in track(inputs, "weigh tokens")]
+    pairs = list(zip(inputs, answers, strict=True))
+    return [_influence(model, part, modules, at, generator) for part, at in track(pairs, "weigh tokens")]
 
 
 def token_weights(

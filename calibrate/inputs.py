@@ -13,6 +13,7 @@ import torch
 
 from train.dataset import Sample
 from train.loading import Checkpoint, encode
+from wafervlm.answers import classes_of
 from wafervlm.errors import ConfigError, DatasetError, WaferVLMWarning
 from wafervlm.render import RgbImage, render
 from wafervlm.task import Task
@@ -51,15 +52,27 @@ def batches(
     if size < 1:
         raise ConfigError(f"{size} conversations at a time cannot be; choose 1 or more")
     if kind == "text":
-        length = encode(checkpoint, task, [render(samples[0].wafer, task.render)], [samples[0].label])
+        length = encode(
+            checkpoint, task, [render(samples[0].wafer, task.render)], answered(task, samples)[0][:1]
+        )
         return _passages(checkpoint, len(samples), length["input_ids"].shape[1], size, seed)
     if kind == "images":
         images = generic_images(task, len(samples), seed)
     else:
         images = [render(sample.wafer, task.render) for sample in samples]
-    labels = [sample.label for sample in samples]
-    starts = range(0, len(images), size)
-    return [encode(checkpoint, task, images[i : i + size], labels[i : i + size]) for i in starts]
+    labels, shown = answered(task, samples)
+    parts = [slice(i, i + size) for i in range(0, len(images), size)]
+    return [encode(checkpoint, task, images[part], labels[part], shown[part]) for part in parts]
+
+
+def answered(task: Task, samples: Sequence[Sample]) -> tuple[list[str], list[bool]]:
+    """The class that is answered about for each of ``samples``, and whether it is shown: its own, or of a
+    multi-label task one class after the other."""
+    if not task.multi_label:
+        return [sample.label for sample in samples], [True] * len(samples)
+    asked = [task.labels[place % len(task.labels)] for place in range(len(samples))]
+    pairs = zip(asked, samples, strict=True)
+    return asked, [label in classes_of(task, sample.label) for label, sample in pairs]
 
 
 def generic_images(task: Task, count: int, seed: int) -> list[RgbImage]:

@@ -13,6 +13,7 @@ from train.dataset import Sample
 from train.loading import Checkpoint
 from train.progress import track
 from train.scorer import Scores, tree_log_probs
+from wafervlm.answers import chosen, same, truth_of
 from wafervlm.errors import GateError
 from wafervlm.render import render
 from wafervlm.task import Task
@@ -34,32 +35,39 @@ def score(
     )
 
 
-def agreement(before: Scores, after: Scores) -> dict[str, float]:
+def agreement(before: Scores, after: Scores, task: Task | None = None) -> dict[str, float]:
     """Share of equal labels, and the mean KL divergence in nats of the label distribution ``after`` from
-    ``before``, both (N, L) log-probabilities."""
-    return {"label_agreement": float(_equal(before, after).mean()), "kl": float(_kl(before, after).mean())}
+    ``before``, both (N, L) log-probabilities, of the labels or, where ``task`` is multi-label, of its
+    classes, whose divergences add up."""
+    equal, divergence = _equal(before, after, task), _kl(before, after, task)
+    return {"label_agreement": float(equal.mean()), "kl": float(divergence.mean())}
 
 
-def intervals(before: Scores, after: Scores, lots: Ints) -> dict[str, float]:
+def intervals(before: Scores, after: Scores, lots: Ints, task: Task | None = None) -> dict[str, float]:
     """The 95 % intervals of what ``agreement`` gives, over ``lots`` (N,), as ``..._low`` and ``..._high``."""
-    low, high = share_interval(_equal(before, after), lots)
-    kl_low, kl_high = mean_interval(_kl(before, after), lots)
+    low, high = share_interval(_equal(before, after, task), lots)
+    kl_low, kl_high = mean_interval(_kl(before, after, task), lots)
     return {"label_agreement_low": low, "label_agreement_high": high, "kl_low": kl_low, "kl_high": kl_high}
 
 
-def _equal(before: Scores, after: Scores) -> Floats:
+def _equal(before: Scores, after: Scores, task: Task | None) -> Floats:
+    if task is not None:
+        return np.asarray(same(task, before, after), dtype=np.float64)
     return np.asarray(before.argmax(axis=1) == after.argmax(axis=1), dtype=np.float64)
 
 
-def _kl(before: Scores, after: Scores) -> Floats:
+def _kl(before: Scores, after: Scores, task: Task | None) -> Floats:
     p, q = np.exp(before), np.maximum(np.exp(after), 1e-300)
-    return np.asarray(rel_entr(p, q).sum(axis=1), dtype=np.float64)
+    divergence = rel_entr(p, q)
+    if task is not None and task.multi_label:
+        divergence = divergence + rel_entr(-np.expm1(before), np.maximum(-np.expm1(after), 1e-300))
+    return np.asarray(divergence.sum(axis=1), dtype=np.float64)
 
 
 def accuracy(scores: Scores, samples: Sequence[Sample], task: Task) -> float:
-    """Share of ``samples`` whose best label in ``scores`` (N, L) is theirs."""
-    truth = np.array([task.labels.index(sample.label) for sample in samples])
-    return float((scores.argmax(axis=1) == truth).mean())
+    """Share of ``samples`` whose answer in ``scores`` (N, L) is theirs."""
+    truth = truth_of(task, [sample.label for sample in samples])
+    return float((chosen(task, scores) == truth).all(axis=1).mean())
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from calibrate.described import descriptions, words_loss
 from calibrate.gptq import QuantizedWeight, Scheme
 from calibrate.influence import Influence, influences
 from calibrate.inputs import Inputs, Kind, batches, distinct_tokens, stratified, warn_if_few
@@ -55,7 +56,8 @@ class CalibrateSettings:
     of the tune part for the gate. ``kind`` is what is calibrated on, wafers but for comparison. ``dtype`` is
     what the model computes in while it is calibrated. ``weigh`` says what a token counts: as much as it bears
     on the "answers", or all the "same". ``offload`` says where decoder layers are that do not run just now:
-    on the device too ("none"), in the "host"'s memory, or on "disk". Raises ConfigError."""
+    on the device too ("none"), in the "host"'s memory, or on "disk". So many ``words`` of the maps are
+    described too, in three parts, for a checkpoint that does both. Raises ConfigError."""
 
     scheme: Scheme = field(default_factory=Scheme)
     maps: int = 270
@@ -66,6 +68,7 @@ class CalibrateSettings:
     dtype: str = "float32"
     seed: int = 0
     weigh: Weigh = "answers"
+    words: int = 0
     offload: Offload = "none"
 
     def __post_init__(self) -> None:
@@ -76,6 +79,8 @@ class CalibrateSettings:
                 "what tokens bear on the answers needs a backward pass through all layers at once, which "
                 "offloaded layers do not allow; set weigh to same"
             )
+        if not 0 <= self.words <= self.maps:
+            raise ConfigError(f"words is {self.words!r}; it must be a number of the {self.maps} maps, from 0")
         if self.weigh not in WEIGHS:
             raise ConfigError(f"weigh is {self.weigh!r}; it must be one of {', '.join(WEIGHS)}")
 
@@ -96,8 +101,10 @@ def calibrate(source: Path, dataset: Path, out: Path, settings: CalibrateSetting
     checkpoint = load(source, settings)
     partial = Partial(out, provenance)
     weights, rows, figures = quantize_checkpoint(checkpoint, task, samples, settings, partial)
-    figures |= agreement(before, score(checkpoint, task, checks, "score quantized"))
-    figures |= {f"{key}_nearest": value for key, value in agreement(before, nearest).items()}
+    figures |= agreement(before, score(checkpoint, task, checks, "score quantized"), task)
+    if settings.words:
+        figures |= _words_figures(source, checkpoint, task, checks, settings)
+    figures |= {f"{key}_nearest": value for key, value in agreement(before, nearest, task).items()}
     figures["maps"] = len(checks)
     check_gate(figures)
     with writing(out, overwrite=True) as folder:
@@ -147,22 +154,45 @@ def quantize_checkpoint(
     """Quantize the model of ``checkpoint`` in place; return its weights by full name, a row of figures for
     each, and their summary."""
     inputs = batches(checkpoint, task, samples, settings.kind, settings.batch, settings.seed)
+    asked = [_asked(checkpoint, task, settings)] * len(inputs)
+    if settings.words:
+        described = stratified(samples, settings.words, settings.seed)
+        told, begins = descriptions(checkpoint, task, described, settings.batch, settings.seed)
+        inputs, asked = inputs + told, asked + begins
     model = checkpoint.model
     distinct = distinct_tokens(inputs, model.config.image_token_id)
     every = [m for i in range(len(text_core(model).layers)) for m in linears(model, i).values()]
     warn_if_few(distinct, len(samples), max(module.in_features for module in every))
-    influence = _influence(checkpoint, task, inputs, settings) if settings.weigh == "answers" else None
+    influence = _influence(checkpoint, inputs, asked, settings) if settings.weigh == "answers" else None
     whole = quantize_model(model, inputs, settings.scheme, partial, influence)
     figures = {**summary(whole.rows), "calibration_maps": len(samples), "distinct_tokens": distinct}
     return whole.weights, whole.rows, figures
 
 
-def _influence(
-    checkpoint: Checkpoint, task: Task, inputs: Sequence[Inputs], settings: CalibrateSettings
-) -> list[Influence]:
-    """What the tokens of ``inputs`` bear on the answers; passages of text are answers from end to end."""
+def _asked(checkpoint: Checkpoint, task: Task, settings: CalibrateSettings) -> int:
+    """The index of the answer's first token; passages of text are answers from end to end."""
     blank = np.zeros((task.render.height, task.render.width, 3), dtype=np.uint8)
-    asked = 0 if settings.kind == "text" else encode(checkpoint, task, [blank])["input_ids"].shape[1]
+    return 0 if settings.kind == "text" else int(encode(checkpoint, task, [blank])["input_ids"].shape[1])
+
+
+def _words_figures(
+    source: Path, quantized: Checkpoint, task: Task, checks: Sequence[Sample], settings: CalibrateSettings
+) -> dict[str, float]:
+    """Nats per token of the descriptions of ``checks``: quantized, at full precision, rounded to nearest."""
+
+    def loss(checkpoint: Checkpoint) -> float:
+        return words_loss(checkpoint, task, checks, settings.batch, settings.seed)
+
+    found, checkpoint = {"words_loss": loss(quantized)}, load(source, settings)
+    found["words_loss_full"] = loss(checkpoint)
+    round_model(checkpoint.model, settings.scheme)
+    return {**found, "words_loss_nearest": loss(checkpoint)}
+
+
+def _influence(
+    checkpoint: Checkpoint, inputs: Sequence[Inputs], asked: Sequence[int], settings: CalibrateSettings
+) -> list[Influence]:
+    """What the tokens of ``inputs`` bear on the answers, which begin at ``asked`` of each."""
     layers = range(len(text_core(checkpoint.model).layers))
     modules = {name: module for i in layers for name, module in linears(checkpoint.model, i).items()}
     return influences(checkpoint.model, inputs, modules, asked, settings.seed)

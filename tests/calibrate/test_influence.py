@@ -41,7 +41,7 @@ def test_the_estimate_is_the_trace_of_the_fisher_information(
     answer = one["input_ids"].shape[1] - 3
     exact = exact_traces(model, one, full, answer)
     modules = {full: model.get_submodule(full)}
-    drawn = [influences(model, [one], modules, answer, seed)[0][full][0] for seed in range(150)]
+    drawn = [influences(model, [one], modules, [answer], seed)[0][full][0] for seed in range(150)]
     mean, spread = torch.stack(drawn).mean(dim=0), torch.stack(drawn).std(dim=0) / 150**0.5
     assert (mean - exact).abs().sum() < 0.1 * exact.sum()
     assert ((mean - exact).abs() <= 5 * spread + 1e-9).all()
@@ -50,7 +50,7 @@ def test_the_estimate_is_the_trace_of_the_fisher_information(
 def test_tokens_that_nothing_reads_have_no_influence(checkpoint: Checkpoint, inputs: list[Inputs]) -> None:
     model, last = checkpoint.model, "model.language_model.layers.1.mlp.down_proj"
     answer = inputs[0]["input_ids"].shape[1] - 6
-    found = influences(model, inputs, {last: model.get_submodule(last)}, answer, seed=0)
+    found = influences(model, inputs, {last: model.get_submodule(last)}, [answer] * len(inputs), seed=0)
     for part, weights in zip(inputs, (of[last] for of in found), strict=True):
         assert weights.shape == part["input_ids"].shape
         assert not weights[:, : answer - 1].any()
@@ -61,7 +61,7 @@ def test_tokens_that_nothing_reads_have_no_influence(checkpoint: Checkpoint, inp
 def test_the_model_is_left_as_it_was(checkpoint: Checkpoint, one: Inputs) -> None:
     model = checkpoint.model
     before = [parameter.requires_grad for parameter in model.parameters()]
-    influences(model, [one], linears(model, 0), 5, seed=0)
+    influences(model, [one], linears(model, 0), [5], seed=0)
     assert [parameter.requires_grad for parameter in model.parameters()] == before
     assert all(parameter.grad is None for parameter in model.parameters())
     hooks = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
@@ -98,6 +98,6 @@ def test_a_weighted_hessian_is_that_of_tokens_repeated() -> None:
 def test_every_decoder_layer_has_its_weights(checkpoint: Checkpoint, one: Inputs) -> None:
     model = checkpoint.model
     modules = {n: m for i in range(len(text_core(model).layers)) for n, m in linears(model, i).items()}
-    found = influences(model, [one], modules, 5, seed=0)[0]
+    found = influences(model, [one], modules, [5], seed=0)[0]
     assert set(found) == set(modules)
     assert all(float(weights.sum()) > 0 for weights in found.values())
