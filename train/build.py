@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from train.artefact import Provenance, folder_digest, is_complete, write_provenance, writing
+from train.artefact import Provenance, folder_digest, is_complete, refuse_other, write_provenance, writing
 from train.dataset import ANNOTATIONS, SPLIT, write_maps
 from train.llava import conversations, write_conversations
 from train.recipe_protocol import recipe_conversations, recipe_image, recipe_rows, recipe_task
@@ -19,6 +19,7 @@ from train.sources import SYNTHETIC, Rows, read_source
 from train.sources.rows import Ints, texts
 from train.split_files import Split, apply_split, describe_split, read_split_file, split_path, write_split
 from train.splits import check_apart, split_rows
+from wafervlm.answers import strangers, written
 from wafervlm.errors import DatasetError, UsageError
 from wafervlm.render import RenderSpec, render
 from wafervlm.task import WAFER_DEFECTS, Task
@@ -83,17 +84,15 @@ def build_dataset(config: BuildConfig, out: Path) -> tuple[dict[str, dict[str, i
         counts = read_split_file(out / SPLIT).counts
         return {part: dict(classes) for part, classes in counts.items()}, False
     if out.exists():
-        raise UsageError(
-            f"{out} exists and was made from other inputs or settings; remove it or choose another folder"
-        )
-    rows = _known(read_source(config.source, task.render), task, config)
+        refuse_other(out, provenance)
+    rows = known_rows(read_source(config.source, task.render), task, config)
     record = _recipe(rows, config) if config.protocol == "recipe" else _corrected(rows, config, task)
     positions = apply_split(rows, record)
     parts = {part: rows.take(places) for part, places in positions.items()}
     if config.protocol == "corrected":
         check_apart(parts)
     with writing(out) as work:
-        _write(work, parts, task, config)
+        write_parts(work, parts, task, config)
         write_split(record, work / SPLIT)
         write_provenance(work, provenance)
     return {part: taken.class_counts() for part, taken in parts.items()}, True
@@ -112,17 +111,17 @@ def _provenance(config: BuildConfig, task: Task) -> Provenance:
     return Provenance("data", inputs=inputs, settings=settings, seed=config.seed)
 
 
-def _known(rows: Rows, task: Task, config: BuildConfig) -> Rows:
+def known_rows(rows: Rows, task: Task, config: BuildConfig) -> Rows:
     """The labelled rows of the task's classes, spelled as the task spells them ("edge-loc" is Edge-Loc)."""
-    names = {label.lower(): label for label in task.labels}
-    rows = replace(rows, labels=texts(names.get(label.lower(), label) for label in rows.labels.tolist()))
+    names = {label: written(task, label) or label for label in np.unique(rows.labels).tolist()}
+    rows = replace(rows, labels=texts(names[label] for label in rows.labels.tolist()))
     labelled = rows.labels != ""
-    known = np.isin(rows.labels, task.labels)
-    strangers = rows.labels[labelled & ~known]
-    if len(strangers) and config.protocol == "corrected" and not config.skip_unknown:
+    known = labelled & ~np.isin(rows.labels, strangers(task, names.values()))
+    unknown = rows.labels[labelled & ~known]
+    if len(unknown) and config.protocol == "corrected" and not config.skip_unknown:
         raise DatasetError(
-            f"{config.source} has {len(strangers)} maps of classes that the task does not have, such as "
-            f"{str(strangers[0])!r}; give a task with them, or leave them out with --skip-unknown"
+            f"{config.source} has {len(unknown)} maps of classes that the task does not have, such as "
+            f"{str(unknown[0])!r}; give a task with them, or leave them out with --skip-unknown"
         )
     log.info("%s: %d of %d maps are of the task's classes", config.source, int(known.sum()), len(rows))
     return rows.take(known)
@@ -158,7 +157,8 @@ def _choose(
     """``count`` of ``places`` at random for each class, or from all when ``natural``, in source order."""
     if count is None:
         return places
-    groups = [places] if natural else [places[rows.labels[places] == label] for label in task.labels]
+    labels = np.unique(rows.labels[places]).tolist() if task.multi_label else task.labels
+    groups = [places] if natural else [places[rows.labels[places] == label] for label in labels]
     drawn = [generator.permutation(group)[:count] for group in groups]
     return np.sort(np.concatenate(drawn))
 
@@ -174,7 +174,9 @@ def _chosen(config: BuildConfig) -> dict[str, Any]:
     }
 
 
-def _write(work: Path, parts: Mapping[str, Rows], task: Task, config: BuildConfig) -> None:
+def write_parts(work: Path, parts: Mapping[str, Rows], task: Task, config: BuildConfig) -> None:
+    """Write images, dies.npz, task.json and annotations of ``parts`` into the folder ``work``. Raises
+    DatasetError as ``train.dataset.write_maps`` does."""
     height, width = task.render.height, task.render.width
     chance = random.Random(config.seed)
     if config.protocol == "recipe":

@@ -1,0 +1,55 @@
+"""The features that labels are judged by: measured on the dies, and seen by a checkpoint's vision tower."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.cleaning.geometry import NAMES, geometry_features
+from train.progress import track
+from train.sources.rows import Rows
+from wafervlm.render import RenderSpec
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Of N maps: ``geometry`` (N, G) float64 and ``vision`` (N, V) float64."""
+
+    geometry: Floats
+    vision: Floats
+
+
+def read_features(
+    rows: Rows, base: Path, *, spec: RenderSpec | None = None, device: str = "cpu", keep: Path | None = None
+) -> Features:
+    """Features of all ``rows`` with the vision tower of the checkpoint ``base``, looked at in the size of
+    ``spec`` where it takes that. ``keep`` is a .npz file that they are written to, and read from where it
+    holds those of the same maps and checkpoint. Raises CheckpointError."""
+    from train.artefact import folder_digest
+
+    made_from = np.array([folder_digest(base), "\n".join(rows.digests.tolist()), str(spec), "\n".join(NAMES)])
+    if keep is not None and keep.is_file():
+        with np.load(keep, allow_pickle=False) as stored:
+            if np.array_equal(stored["made_from"], made_from):
+                return Features(stored["geometry"], stored["vision"])
+    found = _compute(rows, base, spec, device)
+    if keep is not None:
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(keep, allow_pickle=False, geometry=found.geometry, vision=found.vision, made_from=made_from)
+    return found
+
+
+def _compute(rows: Rows, base: Path, spec: RenderSpec | None, device: str) -> Features:
+    from train.cleaning.vision import native_spec, vision_features
+    from train.loading import load_checkpoint
+
+    checkpoint = load_checkpoint(base, device=device)
+    grids = [rows.grid(row) for row in range(len(rows))]
+    vision = vision_features(checkpoint, grids, native_spec(checkpoint, spec)).astype(np.float64)
+    measured = np.stack([geometry_features(grid) for grid in track(grids, "measure dies")])
+    return Features(measured, vision)
