@@ -91,6 +91,38 @@ def share_by_lot(hits: NDArray[np.bool_], lots: Ints, seed: int = 0) -> Interval
     return replace(found, low=low, high=1.0) if found.value else replace(found, low=0.0, high=high)
 
 
+def ratio_by_lot(above: Floats, below: Floats, lots: Ints, seed: int = 0) -> Interval | None:
+    """The sum of ``above`` (N,) over that of ``below`` (N,) with its interval over lots, on the wafers where
+    ``below`` is not 0; None where there is none. Of a share that is 0 or 1 the interval is Wilson's, as in
+    ``share_by_lot``."""
+    kept = below > 0
+    if not kept.any():
+        return None
+    above, below = above[kept], below[kept]
+    lots = np.unique(lots[kept], return_inverse=True)[1].astype(np.int64)
+    totals = _resampled(np.column_stack([above, below]), lots, seed)
+    value, count = float(above.sum() / below.sum()), int(lots.max()) + 1
+    low, high = _middle(totals[:, 0] / np.maximum(totals[:, 1], np.finfo(float).tiny))
+    if value in (0.0, 1.0) and (above <= below).all():
+        edges = share_interval(round(value * count), count)
+        low, high = (edges[0], 1.0) if value else (0.0, edges[1])
+    return Interval(value, low, high, len(above), count)
+
+
+def ratio_difference_by_lot(
+    first: tuple[Floats, Floats], second: tuple[Floats, Floats], lots: Ints, seed: int = 0
+) -> Interval | None:
+    """The ratio of ``second`` less that of ``first``, each as in ``ratio_by_lot``, on the same wafers: both
+    are taken on the same resampled lots. None where one has no ratio."""
+    if not (first[1].sum() > 0 and second[1].sum() > 0):
+        return None
+    totals = _resampled(np.column_stack([*first, *second]), lots, seed)
+    tiny = np.finfo(float).tiny
+    before, after = (totals[:, at] / np.maximum(totals[:, at + 1], tiny) for at in (0, 2))
+    value = float(second[0].sum() / second[1].sum() - first[0].sum() / first[1].sum())
+    return Interval(value, *_middle(after - before), len(lots), int(lots.max()) + 1)
+
+
 def share_interval(hits: int, total: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share."""
     low, high = proportion_confint(hits, total, method="wilson")

@@ -1,0 +1,105 @@
+"""The stage: an assessment of subjects in, a folder with its figures out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.assessment.config import AssessmentConfig
+from benchmarks.assessment.judged import judge_all
+from benchmarks.assessment.measuring import REAL, Assessed, Exam, assess, differences, digests, prepare
+from benchmarks.assessment.tables import write_tables
+from benchmarks.machine import describe_machine
+from train.artefact import Provenance, is_complete, write_provenance, writing
+from train.vqa.endpoint import ReplyCache
+from wafervlm import console
+from wafervlm.errors import UsageError
+
+REPORT, MARKDOWN, HTML, ANSWERS = "words.json", "words.md", "words.html", "answers.jsonl"
+NO_JUDGE = "no endpoint was given, so no language model judged the answers"
+
+
+def assess_words(config: AssessmentConfig, out: Path) -> tuple[dict[str, Any], bool]:
+    """Write words.json, words.md, words.html and answers.jsonl to ``out``; return the report, and whether it
+    was made now. A complete ``out`` of the same inputs and settings is left as it is.
+
+    Answers and a judge's replies are kept beside ``out`` as they come, so that a run that was stopped goes
+    on. Raises UsageError, DatasetError, CheckpointError, IntegrityError, ConfigError, ProviderError.
+    """
+    out = Path(out)
+    exam = prepare(config)
+    inputs = {subject.name: subject.digest for subject in config.subjects}
+    inputs |= {f"{name} maps": digest for name, digest in digests(exam).items()}
+    provenance = Provenance("words", inputs, config.plain(), config.seed)
+    if is_complete(out, provenance):
+        report: dict[str, Any] = json.loads((out / REPORT).read_text(encoding="utf-8"))
+        return report, False
+    if out.exists():
+        raise UsageError(
+            f"{out} exists and was made from other inputs or settings; remove it or choose another folder"
+        )
+    machine = describe_machine(config.threads)
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        assessed, report = _measure(config, exam, out)
+    finally:
+        torch.set_num_threads(threads_before)
+    report = {"machine": machine, "settings": config.plain(), "inputs": inputs, **report}
+    with writing(out) as work:
+        (work / REPORT).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_tables(report, work / MARKDOWN, work / HTML)
+        _write_answers(assessed, exam, work / ANSWERS)
+        write_provenance(work, provenance)
+    return report, True
+
+
+def _measure(config: AssessmentConfig, exam: Exam, out: Path) -> tuple[list[Assessed], dict[str, Any]]:
+    cache = ReplyCache(config.answers or out.with_name(f"{out.name}.answers.jsonl"))
+    assessed = [assess(config, exam, subject, cache) for subject in config.subjects]
+    report: dict[str, Any] = {
+        "maps": {name: len(cases) for name, cases in exam.sets.items()},
+        "subjects": {one.subject.name: one.figures for one in assessed},
+        "differences": differences(assessed, exam),
+        "judge": None,
+    }
+    if config.judge is None or exam.rubrics is None:
+        report["judge_note"] = NO_JUDGE if config.judge is None else "there are no labelled maps to judge"
+        console.say(report["judge_note"])
+    else:
+        descriptions = {one.subject.name: one.descriptions[REAL] for one in assessed}
+        kept = config.judge.cache or out.with_name(f"{out.name}.judge.jsonl")
+        report["judge"] = judge_all(
+            config.judge, descriptions, exam.sets[REAL], exam.rubrics, ReplyCache(kept), config.seed
+        )
+    return assessed, report
+
+
+def _write_answers(assessed: list[Assessed], exam: Exam, path: Path) -> None:
+    """Every description with its claims and verdicts, a line each, to be looked at and counted again."""
+    with path.open("w", encoding="utf-8") as file:
+        for one in assessed:
+            for name, texts in one.descriptions.items():
+                for case, text in zip(exam.sets[name].cases, texts, strict=True):
+                    line: dict[str, Any] = {"subject": one.subject.name, "maps": name, "id": case.wafer.id}
+                    line |= {"label": case.label, "text": text, "claims": _claims(case.ruler, text)}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _claims(ruler: Any, text: str) -> list[dict[str, Any]]:
+    from wafervlm.claims import extract
+
+    return [
+        {
+            "kind": item.claim.kind,
+            "value": item.claim.value,
+            "negated": item.claim.negated,
+            "text": item.claim.text,
+            "verdict": item.verdict.value,
+            "why": item.why,
+        }
+        for item in ruler.check(extract(text))
+    ]

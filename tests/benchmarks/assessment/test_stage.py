@@ -1,0 +1,125 @@
+"""The command on a tiny random-weight model: what it writes, and that nothing is asked twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.assessment.generation import Generator
+from tests.benchmarks.assessment.test_judge import honest
+from tests.train.vqa.conftest import ScriptedModel
+from wafervlm.cli import main
+
+
+def words(checkpoint: Path, dataset: Path, out: Path, *more: object) -> list[str]:
+    subjects = ["--subject", f"one={checkpoint}", "--subject", f"two={checkpoint}"]
+    few = ["--per-class", 1, "--planted", 11, "--max-tokens", 6, "--threads", 1, "--device", "cpu"]
+    return [
+        str(part) for part in ("benchmark", "--words", *subjects, "--maps", dataset, "-o", out, *few, *more)
+    ]
+
+
+def test_the_command_writes_figures_tables_and_answers_and_goes_on(
+    tiny_checkpoint: Path,
+    synthetic_dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "words"
+    command = words(tiny_checkpoint, synthetic_dataset, out)
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert "no endpoint was given" in printed.err
+    found = json.loads(printed.out.splitlines()[-1])
+    assert set(found["real"]) == set(found["planted"]) == {"one", "two"}
+    report = json.loads((out / "words.json").read_text(encoding="utf-8"))
+    assert report["maps"] == {"real": 9, "planted": 11} and report["judge"] is None
+    one, two = report["subjects"].values()
+    # Two subjects of the same weights: the second is answered from what was kept.
+    assert one == two and one["questions"]["answers"] >= 9 * 3
+    accuracy = one["classification"]["accuracy"]
+    assert 0 <= accuracy["value"] <= 1 and accuracy["wafers"] == 9
+    assert {row["figure"] for row in report["differences"]} > {"accuracy", "rule_score_strict"}
+    assert all(row["difference"] is None or row["difference"]["value"] == 0 for row in report["differences"])
+    lines = (out / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2 * (9 + 11) and {"text", "claims"} < json.loads(lines[0]).keys()
+    markdown, html = ((out / name).read_text(encoding="utf-8") for name in ("words.md", "words.html"))
+    for title in (
+        "Claims about labelled maps",
+        "Rule score of descriptions",
+        "Classes named on the same maps",
+    ):
+        assert f"## {title}" in markdown and title in html
+    assert str(tmp_path) not in (out / "words.json").read_text(encoding="utf-8")
+
+    assert main(command) == 0
+    assert "complete and of these inputs already" in capsys.readouterr().err
+
+    def asked_again(*_: Any) -> Any:
+        raise AssertionError("an answer that was kept was generated again")
+
+    monkeypatch.setattr(Generator, "_generate", asked_again)
+    assert (
+        main(
+            words(tiny_checkpoint, synthetic_dataset, tmp_path / "again", "--answers", f"{out}.answers.jsonl")
+        )
+        == 0
+    )
+    again = json.loads((tmp_path / "again" / "words.json").read_text(encoding="utf-8"))
+    assert again["subjects"] == report["subjects"]
+
+
+def test_with_an_endpoint_the_judge_is_reported(
+    tiny_checkpoint: Path, synthetic_dataset: Path, tmp_path: Path, scripted: ScriptedModel
+) -> None:
+    scripted.script = honest
+    out = tmp_path / "words"
+    judge = [
+        "--judge",
+        scripted.url,
+        "--model",
+        "scripted",
+        "--judge-maps",
+        3,
+        "--retries",
+        0,
+        "--planted",
+        0,
+    ]
+    assert (
+        main(words(tiny_checkpoint, synthetic_dataset, out, *judge, "--questions", 0, "--price", 1, 2)) == 0
+    )
+    found = json.loads((out / "words.json").read_text(encoding="utf-8"))["judge"]
+    assert found["kept"] == 2 * found["requests"] == 2 * 3 * 2 * 2
+    assert found["subjects"]["judge_1"]["one"]["whole"]["value"] == pytest.approx(0.2)
+    assert "too few judged answers" in found["alignment"]["note"]
+    assert found["cost"] == pytest.approx(140e-6 * found["requests"])
+    assert "## Scores of the judge" in (out / "words.md").read_text(encoding="utf-8")
+    assert (tmp_path / "words.judge.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--subject", "three"], "must be NAME=FOLDER or NAME=FOLDER+ADAPTER"),
+        (["--model", "m"], "give its address as well: --judge URL"),
+        (["--judge", "localhost", "--model", "m"], "must be a URL"),
+        (["--judge", "http://localhost/v1"], "name of the endpoint's model"),
+        (["--split", "no"], "has no part 'no'"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_sentence(
+    tiny_checkpoint: Path,
+    synthetic_dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    said: str,
+) -> None:
+    assert main(words(tiny_checkpoint, synthetic_dataset, tmp_path / "out", *more)) != 0
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
