@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from wafervlm.errors import ManifestError, ResourceError, UsageError
-from wafervlm.files import flush_tree, replace_folder, write_whole
+from wafervlm.files import flush_tree, open_to_others, replace_folder, write_whole
 
 PROVENANCE, CLAIM = "provenance.json", "claim.json"
 _VERSIONS_OF = ("numpy", "torch", "transformers", "peft", "trl", "onnx", "onnxruntime")
@@ -58,11 +58,16 @@ def writing(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     work.mkdir()
     try:
         yield work
+        open_to_others(work)
         flush_tree(work)
         replace_folder(work, out)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise ResourceError(f"the disk is full while writing {out}; free space and run again") from error
+        if error.errno == errno.EFBIG:
+            raise ResourceError(
+                f"a file of {out} grew beyond what this shell allows for a file (ulimit -f): raise that"
+            ) from error
         raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -96,6 +101,28 @@ def is_complete(out: Path, provenance: Provenance) -> bool:
     wanted = json.loads(json.dumps(asdict(provenance), default=str))
     found = read_provenance(out)
     return all(found.get(key) == wanted[key] for key in ("stage", "inputs", "settings", "seed"))
+
+
+def refuse_other(out: Path, wanted: Provenance) -> None:
+    """Refuse to write over ``out``, which exists and is not the ``wanted`` artefact. Raises UsageError that
+    says what it is: another stage's or nobody's, or made from other inputs or settings, and which."""
+    record = read_provenance(out) if (out / PROVENANCE).is_file() else {}
+    if record.get("stage") != wanted.stage:
+        raise UsageError(f"{out} exists and was not written by this command; choose another folder")
+    raise UsageError(
+        f"{out} exists and was made from other inputs or settings ({', '.join(changes(record, wanted))}); "
+        "remove it or choose another folder"
+    )
+
+
+def changes(record: Mapping[str, Any], wanted: Provenance) -> list[str]:
+    """Names of the inputs and settings in which ``record``, a read provenance.json, is not as ``wanted``."""
+    new = json.loads(json.dumps(asdict(wanted), default=str))
+    found = []
+    for part in ("inputs", "settings"):
+        old = record.get(part) or {}
+        found += [name for name in {**old, **new[part]} if old.get(name) != new[part].get(name)]
+    return found + ["seed"] * (record.get("seed") != new["seed"])
 
 
 def claim(partial: Path, provenance: Provenance, *, begun: bool) -> None:

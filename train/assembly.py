@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from peft import LoraConfig
 from trl import SFTConfig
 
 from train import processes
-from train.batches import Collator, Example, Order
+from train.adapter import go_on_from, trained_tokens
+from train.batches import Batch, Collator, Example, Order
+from train.branches import BranchCollator, judged_classes
 from train.config import Settings, TrainSettings
 from train.dataset import Sample, dataset_task, read_split
 from train.loading import Checkpoint, load_checkpoint
@@ -24,6 +26,9 @@ from train.schedule import Schedule
 from train.scorer import Scores, tree_log_probs
 from train.speed import fast_vision, fold_lora
 from train.trainer import AdapterTrainer, Evaluate, Watch
+from train.vqa.mix import Mix
+from train.wording import Wording
+from wafervlm.errors import ConfigError
 from wafervlm.render import RgbImage, render
 from wafervlm.task import Task
 
@@ -40,6 +45,8 @@ def assemble(settings: Settings, partial: Path, resume: Path | None) -> tuple[Ad
         torch.set_num_threads(settings.train.threads)
     watch, best = Watch.read(resume) if resume else (Watch(), {})
     task = dataset_task(Path(settings.data.dataset))
+    if task.multi_label and settings.data.words:
+        raise ConfigError(f"data.words is {settings.data.words} and the task is multi-label; set it to 0")
     examples = _examples(settings, task)
     checkpoint = load_checkpoint(settings.model.base, dtype=_weights(settings), device=settings.model.device)
     fast_vision(checkpoint.model)
@@ -51,7 +58,14 @@ def assemble(settings: Settings, partial: Path, resume: Path | None) -> tuple[Ad
     steps = total_steps(settings.train, len(examples))
     schedule = _schedule(settings.train, steps, watch.elapsed)
     strong = settings.train.seed if settings.data.augment == "strong" else None
-    collator = Collator(checkpoint, task, examples, order, settings.model.max_length, strong)
+    length, wording = settings.model.max_length, _wording(settings)
+    if task.multi_label and not settings.data.annotations:
+        collator: Collator = BranchCollator(checkpoint, task, examples, order, length, strong)
+    else:
+        collator = Collator(checkpoint, task, examples, order, length, strong, wording)
+    tokens, tune = collator.answer_tokens(), _tune_samples(settings)
+    if settings.model.adapter:
+        tokens = sorted({*tokens, *trained_tokens(Path(settings.model.adapter))})
 
     def judged() -> Checkpoint:
         # Weights that are spread over processes are whole only within the model that the trainer wrapped.
@@ -60,18 +74,21 @@ def assemble(settings: Settings, partial: Path, resume: Path | None) -> tuple[Ad
     trainer = AdapterTrainer(
         model=checkpoint.model,
         args=_arguments(settings, partial, steps),
-        peft_config=lora_config(settings, checkpoint, collator.answer_tokens()),
+        peft_config=lora_config(settings, checkpoint, tokens),
         data_collator=collator,
         positions=steps * maps_per_step(settings.train),
         processing_class=checkpoint.tokenizer,
         schedule=schedule,
         watch=watch,
         best=best,
-        evaluate_maps=_evaluation(settings, judged, task, _tune_samples(settings)),
+        evaluate_maps=_evaluation(settings, judged, task, tune),
+        evaluate_words=_words_batches(settings, checkpoint, task, tune) if wording and tune else None,
         checkpoints=partial / "checkpoints",
         patience=settings.train.patience,
         tensorboard=partial / "tensorboard" if settings.train.tensorboard else None,
     )
+    if settings.model.adapter and resume is None:
+        go_on_from(trainer.model, Path(settings.model.adapter), tokens)
     if settings.model.device == "cpu" and settings.model.precision == "bfloat16":
         # In float32 a tenth slower: there the arithmetic counts, and the folded form does more of it.
         fold_lora(trainer.model)
@@ -85,6 +102,32 @@ def _examples(settings: Settings, task: Task) -> list[Example]:
     if settings.data.annotations:
         return annotated_examples(dataset, samples, chosen)
     return task_examples([samples[index] for index in chosen], task)
+
+
+def _wording(settings: Settings) -> Wording | None:
+    data, train = settings.data, settings.train
+    if not data.words:
+        return None
+    rows = _rows(Path(data.vqa)) if data.vqa else []
+    return Wording(data.words, train.seed, train.batch, Mix(), rows)
+
+
+def _rows(vqa: Path) -> list[Example]:
+    samples = read_split(vqa, "train")
+    return annotated_examples(vqa, samples, range(len(samples)))
+
+
+def _words_batches(
+    settings: Settings, checkpoint: Checkpoint, task: Task, samples: list[Sample]
+) -> Callable[[], Iterator[Batch]]:
+    """A function that gives batches in which every one of ``samples`` is asked about in words, the same each
+    time."""
+    examples, batch = task_examples(samples, task), settings.train.batch
+    order = Order([e.label for e in examples], [False] * len(examples), 0, balance=False)
+    wording = Wording(1.0, 0, batch, Mix())
+    collator = Collator(checkpoint, task, examples, order, settings.model.max_length, wording=wording)
+    places = [range(first, min(first + batch, len(examples))) for first in range(0, len(examples), batch)]
+    return lambda: (collator([{"position": k} for k in part]) for part in places)
 
 
 def _tune_samples(settings: Settings) -> list[Sample]:
@@ -101,10 +144,13 @@ def _evaluation(
         logger.warning("the dataset has no part tune: there is no early stop, and the last adapter is kept")
         return None
     images = [render(sample.wafer, task.render) for sample in samples]
-    truth = np.array([task.labels.index(sample.label) for sample in samples])
+    labels = [sample.label for sample in samples]
 
     def evaluate() -> dict[str, float]:
-        return figures(_scores(judged(), task, images, settings.train.batch), truth)
+        log_probs = _scores(judged(), task, images, settings.train.batch)
+        if task.multi_label:
+            return judged_classes(task, log_probs, labels)
+        return figures(log_probs, np.array([task.labels.index(label) for label in labels]))
 
     return evaluate
 

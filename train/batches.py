@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,13 +20,18 @@ from numpy.typing import NDArray
 from train.augment import SYMMETRIES, strongly
 from train.loading import Checkpoint, check_image_size, prompt_text
 from train.patches import patchify
+from train.wording import Wording
 from wafervlm.errors import DatasetError, TaskError
 from wafervlm.render import RenderSpec, RgbImage, render
 from wafervlm.task import Task
 from wafervlm.wafermap import DieGrid, WaferMap, transform
 
 IGNORED = -100
+# So many answers in words hold all tokens of the wording's vocabulary.
+_WORDS_READ = 1000
 Batch = dict[str, torch.Tensor]
+# Token ids of a conversation, and the index of the answer's first.
+Turn = tuple[tuple[int, ...], int]
 
 # Words that stop being true when the wafer is turned or mirrored.
 _DIRECTION = re.compile(
@@ -93,7 +98,7 @@ class Collator:
     ``__call__`` takes rows ``{"position": k}`` and returns input_ids, attention_mask, labels and
     mm_token_type_ids, each (B, T) int64, pixel_values (B * patches, channels * 2 * patch * patch) float32
     and image_grid_thw (B, 3). Shorter rows are padded on the right. With a seed ``strong`` every map that
-    the order may turn is augmented strongly.
+    the order may turn is augmented strongly. ``wording`` makes some of the batches ask for words.
     """
 
     def __init__(
@@ -104,28 +109,46 @@ class Collator:
         order: Order,
         max_length: int,
         strong: int | None = None,
+        wording: Wording | None = None,
     ) -> None:
         self._examples, self._order, self._task, self._strong = examples, order, task, strong
+        self._wording = wording
         self._pixels = Pixels(checkpoint.processor, task.render)
         self._pad = int(checkpoint.tokenizer.pad_token_id)
         self._image_token = int(checkpoint.processor.image_token_id)
-        self._write = functools.cache(
-            functools.partial(tokenize_turn, checkpoint.processor, task, max_length=max_length)
-        )
+        self._tokens = functools.partial(tokenize_turn, checkpoint.processor, task, max_length=max_length)
+        self._known = functools.cache(self._tokens)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
-        positions = [int(row["position"]) for row in rows]
-        turns = [self._write(e.question, e.answer) for e in (self._example(k) for k in positions)]
-        images = [render(self._dies(k), self._task.render) for k in positions]
-        return {**self._text(turns), **self._pixels(images)}
+        shown = [self._shown(int(row["position"])) for row in rows]
+        images = [render(dies, self._task.render) for dies, _ in shown]
+        return {**self._text([turn for _, turn in shown]), **self._pixels(images)}
 
     def answer_tokens(self) -> list[int]:
-        """Ids, ascending, of the tokens that occur in an answer."""
-        turns = (self._write(example.question, example.answer) for example in self._examples)
+        """Ids, ascending, of the tokens that occur in an answer; of words, in the first ones written."""
+        turns = [self._known(example.question, example.answer) for example in self._examples]
+        turns += [self._tokens(*said) for said in self._first_words()]
         return sorted({token for ids, opening in turns for token in ids[opening:]})
 
-    def _example(self, position: int) -> Example:
-        return self._examples[self._order[position][0]]
+    def _first_words(self) -> Iterator[tuple[str, str]]:
+        if self._wording is None:
+            return
+        for position in range(_WORDS_READ):
+            if row := self._wording.drawn(position):
+                yield row.question, row.answer
+            else:
+                example = self._examples[self._order[position][0]]
+                yield self._wording.written(position, example.wafer.dies, example.label)
+
+    def _shown(self, position: int) -> tuple[DieGrid, Turn]:
+        """The dies that are shown at ``position``, and the tokens of what is asked and answered."""
+        example = self._examples[self._order[position][0]]
+        if self._wording is None or not self._wording.asks(position):
+            return self._dies(position), self._known(example.question, example.answer)
+        if row := self._wording.drawn(position):
+            return row.wafer.dies, self._tokens(row.question, row.answer)
+        dies = self._dies(position)
+        return dies, self._tokens(*self._wording.written(position, dies, example.label))
 
     def _dies(self, position: int) -> DieGrid:
         index, turn = self._order[position]
@@ -134,7 +157,7 @@ class Collator:
             return strongly(dies, np.random.default_rng([self._strong, 5, position]))
         return transform(dies, turn)
 
-    def _text(self, turns: Sequence[tuple[tuple[int, ...], int]]) -> Batch:
+    def _text(self, turns: Sequence[Turn]) -> Batch:
         shape = len(turns), max(len(ids) for ids, _ in turns)
         ids, mask = torch.full(shape, self._pad), torch.zeros(shape, dtype=torch.long)
         labels = torch.full(shape, IGNORED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import click
 from train.cost_options import dry_run_option, show_cost
 from train.data_commands import data as data
 from wafervlm import console
+from wafervlm.errors import UsageError
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 device_option = click.option(
     "--device",
@@ -38,8 +41,12 @@ def _explain(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted or ctx.resilient_parsing:
         return
     from train.config import Settings, leaves
+    from train.rl.settings import RlSettings
 
     for key, default, text in leaves(Settings):
+        click.echo(f"{key} = {_toml(default)}\n    {text}")
+    click.echo("\nWith a table [rl], reinforcement learning:\n")
+    for key, default, text in leaves(RlSettings):
         click.echo(f"{key} = {_toml(default)}\n    {text}")
     ctx.exit()
 
@@ -51,10 +58,10 @@ def _toml(value: Any) -> str:
 
 
 @click.command()
-@click.argument(
-    "settings_file", metavar="SETTINGS.toml", type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
+@click.argument("settings_file", metavar="SETTINGS.toml", type=FILE, required=False)
+@click.option("--config", type=FILE, help="SETTINGS.toml by another name.")
 @click.option("-b", "--base", help="Folder of the base checkpoint (model.base).")
+@click.option("-a", "--adapter", help="Folder of an adapter to go on from (model.adapter).")
 @click.option("-d", "--dataset", help="Dataset folder (data.dataset).")
 @click.option("-o", "--out", help="Folder of the adapter to write (output).")
 @click.option(
@@ -68,16 +75,23 @@ def _toml(value: Any) -> str:
     callback=_explain,
     help="List every setting with its default and exit.",
 )
+@click.option("--dry-run", is_flag=True, help="With a table [rl]: say what would be answered, and stop.")
 @console.json_option
 def train(
-    settings_file: Path,
+    settings_file: Path | None,
+    config: Path | None,
     base: str | None,
+    adapter: str | None,
     dataset: str | None,
     out: str | None,
     overrides: tuple[str, ...],
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Teach a model wafer maps with LoRA, as a TOML file says.
+
+    Where the file has a table [rl] the model learns by reward: it answers the prompts that `wafervlm data
+    vqa` wrote, easy ones first, and rubrics and the dies themselves judge what it says (curriculum GSPO).
 
     Work in progress lies beside the output, in OUT.partial. Interrupt or kill the command and run it again:
     it goes on from the last whole checkpoint to the same result. The Cosmos recipe's sft.toml is understood.
@@ -87,13 +101,24 @@ def train(
     Example:
       wafervlm train train/sft.toml -b runs/nano-base -d runs/data -o runs/adapter
       accelerate launch --multi_gpu -m wafervlm.cli train train/sft.toml -b base -d runs/data -o runs/adapter
+      wafervlm train --config train/nano/rl.toml -b base -a runs/adapter -d runs/vqa -o runs/rl
     """
     _stay_offline()
-    from train.config import flat_dict, read_settings
+    from train.config import flat_dict, read_settings, read_table
 
-    named = {"model.base": base, "data.dataset": dataset, "output": out}
+    if (settings_file is None) == (config is None):
+        raise UsageError(
+            "name the settings file once: wafervlm train SETTINGS.toml, or --config SETTINGS.toml"
+        )
+    file = typing.cast(Path, settings_file or config)
+    named = {"model.base": base, "model.adapter": adapter, "data.dataset": dataset, "output": out}
     given = {key: value for key, value in named.items() if value is not None}
-    settings, notes = read_settings(settings_file, overrides, given)
+    if "rl" in read_table(file):
+        _reinforce(file, overrides, given, dry_run, as_json)
+        return
+    if dry_run:
+        raise UsageError("--dry-run of wafervlm train is for a file with a table [rl]")
+    settings, notes = read_settings(file, overrides, given)
     from train import processes
     from train.sft import fine_tune, settled
 
@@ -107,9 +132,31 @@ def train(
     if not outcome.trained_now:
         console.say(f"{outcome.adapter} is complete and was made from the same base, dataset and settings")
     console.result(outcome.summary(), as_json)
-    model, dataset_folder, adapter = settings.model.base, settings.data.dataset, outcome.adapter
-    folders = ("-b", model, "-a", adapter, "-d", dataset_folder, "-o", adapter.with_name("merged"))
-    console.next_command("wafervlm", "merge", *folders)
+    trained = outcome.adapter
+    folders = ("-b", settings.model.base, "-a", trained, "-d", settings.data.dataset)
+    console.next_command("wafervlm", "merge", *folders, "-o", trained.with_name("merged"))
+
+
+def _reinforce(
+    file: Path, overrides: tuple[str, ...], given: dict[str, str], dry_run: bool, as_json: bool
+) -> None:
+    from train.rl.gspo import reinforce, settled
+    from train.rl.plan import plan
+    from train.rl.settings import flat_settings, read_rl_settings
+
+    settings = settled(read_rl_settings(file, overrides, given))
+    console.settings(flat_settings(settings))
+    if dry_run:
+        console.result(plan(settings), as_json)
+        return
+    outcome = reinforce(settings)
+    if not outcome.trained_now:
+        console.say(f"{outcome.adapter} is complete and was made from the same inputs and settings")
+    elif outcome.best_step == 0:
+        console.say("no step was better on held-out prompts than the start: the adapter is as it was there")
+    console.result(outcome.summary(), as_json)
+    folders = ("-b", settings.model.base, "-a", outcome.adapter, "-d", settings.data.dataset)
+    console.next_command("wafervlm", "merge", *folders, "-o", outcome.adapter.with_name("merged"))
 
 
 @click.command()

@@ -42,6 +42,8 @@ class ModelSettings:
 
     base: str = ""
     """Folder of the base checkpoint, in the Hugging Face layout."""
+    adapter: str = ""
+    """Folder of an adapter on that base to go on from, of the same rank on the same modules."""
     device: Device = "auto"
     """Where to train: cpu, cuda, or auto (cuda where there is one)."""
     precision: Precision = "auto"
@@ -67,6 +69,11 @@ class DataSettings:
     keeps a class but not a count; none: show it as it is."""
     balance: bool = True
     """Draw all classes equally often; false draws maps as often as they are there."""
+    words: float = 0.0
+    """Share of the batches that ask for words, not for the class: descriptions and questions as in
+    `wafervlm data vqa`, answered by what is measured on the dies as they are shown."""
+    vqa: str = ""
+    """Folder that `wafervlm data vqa` wrote: take the words from its rows instead, each map as it is."""
     maps_per_class: int = 0
     """Train on at most so many maps of each class, chosen by the seed; 0 takes all."""
     tune_maps: int = 540
@@ -78,6 +85,10 @@ class DataSettings:
             "data.augment",
             self.augment,
             "none or symmetries where data.annotations is true: strong changes what answers may count",
+        )
+        _require(0 <= self.words < 1, "data.words", self.words, "0 or more and below 1")
+        _require(
+            not self.vqa or self.words > 0, "data.words", self.words, "above 0 where data.vqa names a folder"
         )
         _require(self.maps_per_class >= 0, "data.maps_per_class", self.maps_per_class, "0 or more")
         _require(self.tune_maps >= 0, "data.tune_maps", self.tune_maps, "0 or more")
@@ -204,12 +215,17 @@ def settings_from(
     return _build(Settings, {**own, **{key: over[key] for key in over if key in known}}), notes
 
 
-def settings_of(cls: type[T], path: Path) -> T:
-    """Read the TOML file ``path`` into any settings class ``cls`` of nested dataclasses.
+def settings_of(
+    cls: type[T], path: Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
+) -> T:
+    """Read the TOML file ``path`` into any settings class ``cls`` of nested dataclasses; ``overrides`` and
+    ``values`` win as in ``read_settings``.
 
     Raises ConfigError for an unknown key, with the nearest known one, a wrong type and a wrong value.
     """
-    flat, known = dict(_flatten(read_table(path))), [key for key, _, _ in leaves(cls)]
+    over = {**dict(_parse_override(text) for text in overrides), **(values or {})}
+    flat = {**dict(_flatten(read_table(path))), **over}
+    known = [key for key, _, _ in leaves(cls)]
     for key in flat:
         if key not in known:
             raise ConfigError(f"unknown key {key!r} in {path}; {_nearest(key, sorted(known))}")

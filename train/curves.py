@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-_MEASURED = ("loss", "learning_rate", "grad_norm", "tune_accuracy", "tune_recall", "tune_loss")
+_TUNE = ("tune_accuracy", "tune_recall", "tune_loss", "tune_words_loss")
+_MEASURED = ("loss", "learning_rate", "grad_norm", *_TUNE)
 COLUMNS = ("step", "samples", "seconds", *_MEASURED)
 Row = Mapping[str, float]
 
@@ -36,6 +37,7 @@ def draw_curves(path: Path, rows: Sequence[Row], title: str = "") -> None:
     losses, accuracies, rates = figure.subplots(1, 3)
     _line(losses, rows, "loss", "training, answer tokens")
     _line(losses, rows, "tune_loss", "held-out, label", marker="o")
+    _line(losses, rows, "tune_words_loss", "held-out, words", marker="o")
     if any(row.get("loss", 0) > 0 for row in rows):
         losses.set_yscale("log")
     _line(accuracies, rows, "tune_accuracy", "accuracy", marker="o")

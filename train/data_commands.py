@@ -30,15 +30,24 @@ class Count(click.ParamType[int | str]):
 
 @click.group()
 def data() -> None:
-    """Turn wafer maps into a dataset to train on."""
+    """Turn wafer maps into a dataset to train on.
+
+    \b
+    Example:
+      wafervlm data build -d LSWMD.pkl -o runs/data
+      wafervlm data clean --help
+    """
 
 
 data.add_command(clean)
 data.add_command(lint)
 data.add_command(vqa)
+# The list of commands cuts a first sentence that does not fit on its line.
+lint.short_help = "Check rubrics before a model is rewarded by them."
+vqa.short_help = "Write texts about the maps of a dataset."
 
 
-@data.command()
+@data.command(short_help="Build a dataset folder to train on.")
 @click.option(
     "-d",
     "--data",
@@ -134,7 +143,7 @@ def build(out: Path, task_file: Path | None, as_json: bool, **options: Any) -> N
     console.next_command("wafervlm", "train", "train/sft.toml", "-b", "BASE", "-d", out, "-o", "runs/adapter")
 
 
-@data.command()
+@data.command(short_help="Split labelled maps by lots.")
 @click.option(
     "-d", "--data", "source", required=True, type=click.Path(path_type=Path), help="Labelled wafer maps."
 )

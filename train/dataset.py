@@ -26,6 +26,7 @@ from train.progress import track
 from train.sources import Rows, read_source
 from train.sources.npz import load_arrays
 from train.split_files import PARTS
+from wafervlm.answers import classes_of, strangers
 from wafervlm.errors import DatasetError, FileFormatError
 from wafervlm.render import RenderSpec
 from wafervlm.task import Task
@@ -158,13 +159,13 @@ def _arrays(dataset: Path) -> dict[str, Any]:
 
 
 def _check_labels(dataset: Path, part: str, labels: NDArray[np.str_], task: Task) -> None:
-    found = set(labels.tolist())
-    strangers = sorted(found - set(task.labels))
-    if strangers:
+    unknown = strangers(task, labels.tolist())
+    if unknown:
         raise DatasetError(
-            f"{part} of {dataset} has maps labelled {strangers[0]!r}, which is not one of the task's labels: "
+            f"{part} of {dataset} has maps labelled {unknown[0]!r}, which is not one of the task's labels: "
             f"{', '.join(task.labels)}"
         )
+    found = {name for label in set(labels.tolist()) for name in classes_of(task, label)}
     empty = [label for label in task.labels if label not in found]
     if empty and part in _COMPLETE:
         raise DatasetError(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wafervlm.answers import texts_of
 from wafervlm.task import RECIPE_CONTEXT, Task
 
 KINDS = ("golden", "yes", "no", "choice")
@@ -29,8 +30,13 @@ def conversations(image: str, label: str, task: Task, chance: random.Random) -> 
     """The four conversations, in the order of KINDS, about the image at path ``image``.
 
     ``chance`` picks the wrong class of the no-question. The image stands where the task's order has it.
-    Raises TaskError for a label that the task does not have.
+    Of a multi-label task there is one about each class: the task's question, answered yes or no. Raises
+    TaskError for a label that the task does not have.
     """
+    stem = image.rsplit(".", 1)[0]
+    if task.multi_label:
+        said = zip(task.labels, texts_of(task, label), strict=True)
+        return [conversation(f"{stem}-{name}", image, task, task.prompt, answer) for name, answer in said]
     answer = task.answer(label)
     context = RECIPE_CONTEXT if task.prompt.startswith(RECIPE_CONTEXT) else ""
     name = task.spelling(label)
@@ -43,7 +49,6 @@ def conversations(image: str, label: str, task: Task, chance: random.Random) -> 
         "no": (context + BINARY.format(label=wrong), NO.format(label=name)),
         "choice": (context + choice, numbered[task.labels.index(label)]),
     }
-    stem = image.rsplit(".", 1)[0]
     return [conversation(f"{stem}-{kind}", image, task, *pairs[kind]) for kind in KINDS]
 
 

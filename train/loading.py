@@ -25,6 +25,11 @@ from wafervlm.task import Task
 
 CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "config.json", "adapter_config.json", "adapter_model.safetensors"
 DTYPES = ("float32", "bfloat16", "float16")
+# Of each the first is usual, and the second stands in for it.
+_PROCESSOR_FILES = (
+    ("tokenizer.json", "vocab.json"),
+    ("preprocessor_config.json", "processor_config.json"),
+)
 # What transformers, peft and safetensors raise for a folder that is not what its configuration says.
 _UNREADABLE = (
     OSError,
@@ -87,7 +92,9 @@ def read_config(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{path} is not a checkpoint folder: it has no {CONFIG}") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / CONFIG} cannot be read: {error}") from None
+        raise CheckpointError(
+            f"{path / CONFIG} cannot be read: {error}; fetch or make the checkpoint again"
+        ) from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{path / CONFIG} must hold one JSON object")
     return config
@@ -108,6 +115,12 @@ def load_processor(path: Path | str) -> Any:
     """
     path = Path(path)
     family = checkpoint_family(path)
+    for alternatives in _PROCESSOR_FILES:
+        if not any((path / name).is_file() for name in alternatives):
+            raise CheckpointError(
+                f"{path} lacks {alternatives[0]}; copy it from the checkpoint that this one was made from, "
+                "or fetch it again"
+            )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         images = Qwen2VLImageProcessorPil.from_pretrained(path, local_files_only=True)
@@ -120,21 +133,27 @@ def load_processor(path: Path | str) -> Any:
 
 
 def encode(
-    checkpoint: Checkpoint, task: Task, images: Sequence[RgbImage], labels: Sequence[str] | None = None
+    checkpoint: Checkpoint,
+    task: Task,
+    images: Sequence[RgbImage],
+    labels: Sequence[str] | None = None,
+    shown: Sequence[bool] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Inputs of the model for one or more ``images``, each (H, W, 3) uint8 RGB as ``task`` renders them.
 
     Returns input_ids, attention_mask and mm_token_type_ids, each (B, T) int64 and padded on the right,
     pixel_values (B * patches, 3 * 2 * patch * patch) float32 and image_grid_thw (B, 3) int64. Without
     ``labels`` the text ends where the answer begins; with them the whole answer follows, with the token
-    that ends the turn. Raises ImageError for another size than the task's, TaskError where the processor
-    would resample images of the task.
+    that ends the turn. ``shown`` says of the labels of a multi-label task whether it is yes; None: it is.
+    Raises ImageError for another size than the task's, TaskError where the processor would resample images
+    of the task.
     """
     if labels is not None and len(labels) != len(images):
         raise UsageError(f"{len(images)} images came with {len(labels)} labels; give one label per image")
     processor = checkpoint.processor
     answers: Sequence[str | None] = [None] * len(images) if labels is None else labels
-    texts = [prompt_text(processor, task, label) for label in answers]
+    verdicts = [True] * len(images) if shown is None else shown
+    texts = [prompt_text(processor, task, *answer) for answer in zip(answers, verdicts, strict=True)]
     check_image_size(processor, task.render.height, task.render.width)
     return encode_texts(checkpoint, texts, [check_image(image, task) for image in images])
 
@@ -150,7 +169,7 @@ def encode_texts(
     return {key: value.to(checkpoint.device) for key, value in inputs.items()}
 
 
-def prompt_text(processor: Any, task: Task, label: str | None = None) -> str:
+def prompt_text(processor: Any, task: Task, label: str | None = None, shown: bool = True) -> str:
     """The conversation as text, up to where the answer begins, or with the answer and the end of its turn.
 
     Raises TaskError where the chat template does not write the answer right after the prompt.
@@ -159,8 +178,8 @@ def prompt_text(processor: Any, task: Task, label: str | None = None) -> str:
     text: str = tokenizer.apply_chat_template(task.messages(), tokenize=False, add_generation_prompt=True)
     if label is None:
         return text
-    whole: str = tokenizer.apply_chat_template(task.messages(label), tokenize=False)
-    if not whole.startswith(text + task.answer(label)):
+    whole: str = tokenizer.apply_chat_template(task.messages(label, shown), tokenize=False)
+    if not whole.startswith(text + task.answer(label, shown)):
         raise TaskError(
             "the chat template does not write the answer right after the prompt; use another template"
         )

@@ -34,6 +34,7 @@ from train.merge_streamed import Gates, merge_streamed
 from train.samples import held_out
 from train.scorer import Scores, tree_log_probs
 from train.shards import SHARD_BYTES
+from wafervlm.answers import same
 from wafervlm.errors import ConfigError, GateError, TaskError
 from wafervlm.render import RgbImage, render
 from wafervlm.task import Task
@@ -145,7 +146,7 @@ def merge_checked(
     del merged  # the next one needs the memory
     written = load_checkpoint(folder, dtype=settings.dtype, device=settings.device)
     after = tree_log_probs(written, task, images, progress=f"score as {settings.dtype}")
-    agreement = float((after.argmax(axis=1) == before.argmax(axis=1)).mean())
+    agreement = float(same(task, after, before).mean())
     if not agreement >= AGREEMENT:
         raise GateError(
             f"after casting to {settings.dtype} labels agree on {agreement:.1%} of {len(images)} maps, and "

@@ -24,6 +24,7 @@ from train.progress import Progress
 from train.scorer import Scores, tree_log_probs
 from train.shards import SHARD_BYTES, ShardWriter, Slot
 from train.streamed import ROWS, Stored, load_streamed, residency_of
+from wafervlm.answers import same
 from wafervlm.errors import CheckpointError, GateError
 from wafervlm.render import RgbImage
 from wafervlm.task import Task
@@ -97,7 +98,7 @@ def merge_streamed(
         folder, family, Stored(folder, family, getattr(torch, dtype)), dtype=dtype, device=device
     )
     after = _scores(written, task, images, f"score as {dtype}")
-    equal = after.argmax(axis=1) == before.argmax(axis=1)
+    equal = same(task, after, before)
     if not np.isfinite(after).all() or (equal.mean() < gates.agreement and (~equal).sum() > 1):
         raise GateError(
             f"after casting to {dtype} labels agree on {equal.mean():.1%} of {len(images)} maps, and "

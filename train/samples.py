@@ -13,6 +13,7 @@ import numpy as np
 from train.batches import Example
 from train.dataset import ANNOTATIONS, DIES, Sample, read_split
 from train.sources.npz import load_arrays
+from wafervlm.answers import texts_of
 from wafervlm.errors import DatasetError
 from wafervlm.task import Task
 
@@ -20,8 +21,9 @@ IMAGE_MARK = "<image>"
 
 
 def task_examples(samples: Sequence[Sample], task: Task) -> list[Example]:
-    """The task's own question about each of ``samples``. Raises TaskError for a label it does not have."""
-    return [Example(s.wafer, s.label, task.prompt, task.answer(s.label)) for s in samples]
+    """The task's own question about each of ``samples``; of a multi-label task the answer is that about every
+    class, one after the other. Raises TaskError for a label it does not have."""
+    return [Example(s.wafer, s.label, task.prompt, " ".join(texts_of(task, s.label))) for s in samples]
 
 
 def annotated_examples(dataset: Path, samples: Sequence[Sample], chosen: Sequence[int]) -> list[Example]:

@@ -6,6 +6,9 @@ own. ``tree_log_probs`` gives the same numbers from one pass per image, all labe
 A label's score is its probability as sampling constrained to the labels would draw it: token by token, the
 logits are normalised over what some label goes on with. The mass that the full vocabulary puts on the labels
 does not enter; ``in_set_mass`` measures it, as an alarm for a prompt that the model was not trained on.
+
+Of a multi-label task the scores are log P(yes) of each class, normalised against no alone; the reference asks
+about each class in a conversation of its own.
 """
 
 from __future__ import annotations
@@ -36,17 +39,18 @@ def label_log_probs(
 ) -> Scores:
     """The reference: log-probabilities (N, L) float64 of the labels in task order, each label scored by a
     forward pass of its own over prompt, answer prefix and label tokens, with the model's own mask and
-    positions. Rows sum to 1 in probability. Raises TaskError, ImageError and, without images, UsageError."""
-    sequences = label_tree(checkpoint.tokenizer, task).sequences
+    positions. Rows sum to 1 in probability, but for a multi-label task. Raises TaskError, ImageError and,
+    without images, UsageError."""
+    tree = label_tree(checkpoint.tokenizer, task)
     opening = _opening(checkpoint, task, task.answer_prefix)["input_ids"][0].tolist()
     rows = []
     with _evaluating(checkpoint.model):
         for batch in _batches(images, batch_size):
             columns = []
-            for label, sequence in zip(task.labels, sequences, strict=True):
+            for place, (label, sequence) in enumerate(zip(task.labels, tree.sequences, strict=True)):
                 inputs = encode(checkpoint, task, batch, [label] * len(batch))
                 logits = _predicting(checkpoint, inputs, opening, sequence)
-                columns.append(_constrained(logits, sequence, sequences))
+                columns.append(_constrained(logits, sequence, tree.rivals(place)))
             rows.append(np.stack(columns, axis=1))
     return np.concatenate(rows)
 
@@ -69,7 +73,8 @@ def in_set_mass(
     checkpoint: Checkpoint, task: Task, images: Sequence[RgbImage], *, batch_size: int = 16
 ) -> Scores:
     """The probability (N,) float64 that unconstrained sampling goes on from the answer prefix to one of the
-    labels, up to the last token at which labels part. Near 1 for a model that was trained on this prompt; a
+    labels, up to the last token at which labels part; of a multi-label task that it goes on from a class's
+    question to yes or no, the mean over the classes. Near 1 for a model that was trained on this prompt; a
     low value is the alarm for a wrong one, which label scores hide."""
     plan = TreePass.of(checkpoint, task)
     batches = _batches(images, batch_size)
@@ -118,7 +123,8 @@ class TreePass:
     def score(self, checkpoint: Checkpoint, inputs: Inputs) -> Scores:
         """Label log-probabilities (B, L) for prompts that ``encode`` made for the task."""
         logits = self.logits(checkpoint, inputs).double()
-        drawn = [logits[:, i, list(node.branches)].log_softmax(-1) for i, node in enumerate(self.tree.nodes)]
+        choices = {i: list(node.branches) for i, node in enumerate(self.tree.nodes) if node.branches}
+        drawn = {i: logits[:, i, branches].log_softmax(-1) for i, branches in choices.items()}
         steps = [[drawn[node][:, branch] for node, branch in path] for path in self.tree.paths]
         scores: Scores = torch.stack([torch.stack(path).sum(0) for path in steps], dim=1).cpu().numpy()
         return scores
@@ -126,6 +132,11 @@ class TreePass:
     def mass(self, checkpoint: Checkpoint, inputs: Inputs) -> Scores:
         """The probability (B,) of all labels together in the whole vocabulary."""
         whole = self.logits(checkpoint, inputs).double().log_softmax(-1)
+        if self.tree.denials:
+            choices = [node for ((node, _),) in self.tree.paths]
+            either = [whole[:, node, list(self.tree.nodes[node].branches)] for node in choices]
+            mean: Scores = torch.stack(either).exp().sum(-1).mean(0).cpu().numpy()
+            return mean
         labels = [
             torch.stack([whole[:, node, token] for node, token in _way(self.tree, sequence)]).sum(0)
             for sequence in self.tree.sequences

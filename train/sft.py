@@ -8,11 +8,9 @@ launcher every process calls ``fine_tune``: each trains on its part of every ste
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import logging
 import shutil
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -22,12 +20,10 @@ from typing import Any
 import torch
 from peft import set_peft_model_state_dict
 from safetensors.torch import save_file
-from transformers.utils import logging as transformers_logging
 
 from train import processes
 from train.artefact import (
     Provenance,
-    claim,
     folder_digest,
     is_complete,
     read_provenance,
@@ -35,12 +31,13 @@ from train.artefact import (
     writing,
 )
 from train.assembly import assemble, maps_per_step
-from train.checkpoints import last_checkpoint
 from train.config import Settings, TrainSettings, flat_dict, to_dict
 from train.curves import draw_curves, write_log
 from train.dataset import TASK
 from train.loading import ADAPTER_WEIGHTS
+from train.placement import decided
 from train.trainer import AdapterTrainer, Watch
+from train.work import alone, claimed, partial_of, quiet
 from wafervlm.errors import ConfigError, ResourceError, SetupError, UsageError
 from wafervlm.task import Task
 
@@ -48,7 +45,15 @@ logger = logging.getLogger(__name__)
 
 STAGE, SETTINGS, LOG, CURVES = "train", "settings.json", "log.csv", "curves.png"
 # What may change between two runs of the same training without changing its result.
-_FREE = ("output", "model.base", "data.dataset", "train.threads", "train.tensorboard")
+_FREE = (
+    "output",
+    "model.base",
+    "model.adapter",
+    "data.dataset",
+    "data.vqa",
+    "train.threads",
+    "train.tensorboard",
+)
 
 
 @dataclass(frozen=True)
@@ -105,29 +110,18 @@ def _complete(settings: Settings, provenance: Provenance) -> Outcome | None:
         return None
     if not is_complete(out, provenance):
         raise UsageError(f"{out} exists already and was not made so; remove it or choose another output")
-    shutil.rmtree(_partial(out), ignore_errors=True)
+    shutil.rmtree(partial_of(out), ignore_errors=True)
     return _recorded(out)
 
 
 def _work(settings: Settings, provenance: Provenance) -> Outcome:
-    partial = _partial(Path(settings.output))
-    with _alone(partial) if processes.is_main() else nullcontext(), _quiet(), explained_memory(settings):
-        resume = processes.of_main(lambda: _claimed(partial, provenance))
+    partial = partial_of(Path(settings.output))
+    with alone(partial) if processes.is_main() else nullcontext(), quiet(), explained_memory(settings):
+        resume = processes.of_main(lambda: claimed(partial, provenance))
         outcome = _train(settings, partial, provenance, resume)
     if processes.is_main():
         shutil.rmtree(partial, ignore_errors=True)
     return outcome
-
-
-def _claimed(partial: Path, provenance: Provenance) -> Path | None:
-    """Make ``partial`` the work folder of this training; return the checkpoint that it goes on from."""
-    resume = last_checkpoint(partial / "checkpoints")
-    claim(partial, provenance, begun=resume is not None)
-    return resume
-
-
-def _partial(out: Path) -> Path:
-    return out.with_name(out.name + ".partial")
 
 
 def settled(settings: Settings) -> Settings:
@@ -146,27 +140,13 @@ def settled(settings: Settings) -> Settings:
     return settings
 
 
-def decided(settings: Settings) -> Settings:
-    """``settings`` with every "auto" decided: for the device that they name, or else this machine's."""
-    device = settings.model.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    on_gpu = device == "cuda"
-    precision, recompute = settings.model.precision, settings.train.gradient_checkpointing
-    if precision == "auto":
-        precision = "bfloat16" if on_gpu else "float32"
-    if recompute == "auto":
-        recompute = "on" if on_gpu else "off"
-    return dataclasses.replace(
-        settings,
-        model=dataclasses.replace(settings.model, device=device, precision=precision),
-        train=dataclasses.replace(settings.train, gradient_checkpointing=recompute),
-    )
-
-
 def _provenance(settings: Settings, count: int) -> Provenance:
     inputs = {}
-    for name, folder in (("base", settings.model.base), ("dataset", settings.data.dataset)):
+    named = {"base": settings.model.base, "dataset": settings.data.dataset}
+    named |= {"adapter": settings.model.adapter, "vqa": settings.data.vqa}
+    for name, folder in named.items():
+        if not folder and name in ("adapter", "vqa"):
+            continue
         if not Path(folder).is_dir():
             raise UsageError(f"the {name} folder {folder} does not exist")
         inputs[name] = folder_digest(Path(folder))
@@ -175,19 +155,6 @@ def _provenance(settings: Settings, count: int) -> Provenance:
         # train.batch is what one process takes at a time.
         fixed["processes"] = count
     return Provenance(STAGE, inputs, fixed, settings.train.seed)
-
-
-@contextmanager
-def _alone(partial: Path) -> Iterator[None]:
-    """Keep other processes out of ``partial``. Raises UsageError where one is at work there."""
-    partial.mkdir(parents=True, exist_ok=True)
-    with (partial / "lock").open("w") as file:
-        try:
-            # The system drops this lock when the process dies, however it dies.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another process is training in {partial}; wait for it, or stop it") from None
-        yield
 
 
 def _train(settings: Settings, partial: Path, provenance: Provenance, resume: Path | None) -> Outcome:
@@ -277,18 +244,3 @@ def _what_to_lower(settings: Settings) -> str:
     if train.gradient_checkpointing == "off":
         lower += ', or set train.gradient_checkpointing to "on"'
     return f"memory ran out on the {settings.model.device}: lower {lower}; then run the same command"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' own progress and advice off the terminal."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            transformers_logging.set_verbosity(before)
-            transformers_logging.enable_progress_bar()

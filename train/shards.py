@@ -79,6 +79,10 @@ class Shards:
             raise CheckpointError(f"{self.path} has no tensor {name!r}; it is not a whole checkpoint")
         return self.slots[name]
 
+    def file(self, name: str) -> Path:
+        """The file that holds the tensor ``name``."""
+        return self._files[name]
+
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor ``name`` as stored; its pages are read from the file when they are used."""
         slot = self.slot(name)
@@ -187,6 +191,19 @@ class ShardWriter:
         for slot in ordered:
             self._places[slot.name] = file, first + entries[slot.name]["data_offsets"][0], slot
             self._left.add(slot.name)
+
+
+def check_finite(path: Path) -> None:
+    """Read every tensor of the checkpoint folder ``path``. Raises CheckpointError that names the first one
+    with a number that is not finite, and its file."""
+    shards = Shards(path)
+    for name in shards.slots:
+        tensor = shards.tensor(name)
+        if tensor.is_floating_point() and (bad := int((~torch.isfinite(tensor)).sum())):
+            raise CheckpointError(
+                f"{shards.file(name)}: {bad} of the {tensor.numel()} numbers of {name} are not finite; fetch "
+                "the checkpoint again, or train or merge it again"
+            )
 
 
 def plan_shards(slots: Sequence[Slot], limit: int) -> list[list[Slot]]:

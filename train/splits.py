@@ -112,8 +112,18 @@ def near(source_index: Ints, others: Ints) -> Bools:
     return np.asarray(np.minimum(np.abs(source_index - before), np.abs(source_index - after)) < MARGIN)
 
 
-def split_rows(rows: Rows, *, name: str, about: str, seed: int = 0, apart_from: Rows | None = None) -> Split:
-    """Split labelled ``rows``: a fifth of the lots to test, 8 % of the rest to tune, the others to train.
+def split_rows(
+    rows: Rows,
+    *,
+    name: str,
+    about: str,
+    seed: int = 0,
+    apart_from: Rows | None = None,
+    test_share: float = TEST_SHARE,
+    tune_share: float = TUNE_SHARE,
+) -> Split:
+    """Split labelled ``rows``: ``test_share`` of the lots to test, ``tune_share`` of the rest to tune, the
+    others to train.
 
     A map that is in test, rotated or mirrored too, is dropped from tune and train, one in tune from train;
     maps of ``apart_from`` and rows of its lots are dropped everywhere. Where one map carries two labels, its
@@ -128,8 +138,8 @@ def split_rows(rows: Rows, *, name: str, about: str, seed: int = 0, apart_from: 
             WaferVLMWarning,
             2,
         )
-    test, rest = _held(rows, usable, TEST_SHARE, seed)
-    tune, train = _held(rows, rest & ~rows.conflicting(), TUNE_SHARE, seed + 1)
+    test, rest = _held(rows, usable, test_share, seed)
+    tune, train = _held(rows, rest & ~rows.conflicting(), tune_share, seed + 1)
     tune &= ~np.isin(rows.canonical, rows.canonical[test])
     train &= ~np.isin(rows.canonical, rows.canonical[test | tune])
     parts = {part: np.flatnonzero(mask) for part, mask in (("train", train), ("tune", tune), ("test", test))}
@@ -140,8 +150,8 @@ def split_rows(rows: Rows, *, name: str, about: str, seed: int = 0, apart_from: 
     }
     settings = {
         "seed": seed,
-        "test_share": TEST_SHARE,
-        "tune_share": TUNE_SHARE,
+        "test_share": test_share,
+        "tune_share": tune_share,
         "margin": MARGIN,
         "block_rows": BLOCK_ROWS,
     }

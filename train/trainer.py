@@ -6,10 +6,10 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from datasets import Dataset as Table
@@ -48,20 +48,21 @@ class Watch:
     rows: list[dict[str, float]] = field(default_factory=list)
 
     @classmethod
-    def read(cls, checkpoint: Path) -> tuple[Watch, Tensors]:
+    def read(cls, checkpoint: Path) -> tuple[Self, Tensors]:
         """The state that ``checkpoint`` holds, and the best adapter's tensors so far."""
         best = checkpoint / BEST
         watch = cls(**json.loads((checkpoint / WATCH).read_text(encoding="utf-8")))
         return watch, load_file(best) if best.exists() else {}
 
     def is_better(self, found: dict[str, float]) -> bool:
-        """Whether ``found`` beats the best evaluation: higher accuracy, at equal accuracy lower loss."""
+        """Whether ``found`` beats the best evaluation: higher accuracy, at equal accuracy lower loss; with
+        words a lower sum of the losses of classes and words."""
         return not self.best or _rank(found) > _rank(self.best)
 
 
 class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
     """Trains an adapter on ``positions`` maps, one after the other; ``evaluate_maps`` returns tune_accuracy,
-    tune_recall and tune_loss."""
+    tune_recall and tune_loss; on the batches of ``evaluate_words`` the loss of the words is measured."""
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         watch: Watch,
         best: Tensors,
         evaluate_maps: Evaluate | None,
+        evaluate_words: Callable[[], Iterator[Batch]] | None = None,
         checkpoints: Path,
         positions: int,
         patience: int,
@@ -78,13 +80,14 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
     ) -> None:
         self.schedule, self.watch, self.best = schedule, watch, best
         self._evaluate_maps, self._patience = evaluate_maps, patience
+        self._evaluate_words = evaluate_words
         self._checkpoints = checkpoints
         self._scratch: Path | None = None
         # TRL wants a table where a number is all that a row needs; it gets one row, and then the numbers.
         super().__init__(train_dataset=Table.from_dict({"position": [0]}), **trainer)
         self.train_dataset = _Positions(positions)
         self.remove_callback(PrinterCallback)
-        self._conductor = _Conductor(self)
+        self._conductor = Conductor(self)
         self.add_callback(self._conductor)
         self._events = _event_writer(tensorboard, watch) if tensorboard and processes.is_main() else None
 
@@ -112,7 +115,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
             return self._evaluated({})
         self.model.eval()
         with torch.no_grad(), self.accelerator.autocast():
-            found = self._evaluate_maps()
+            found = {**self._evaluate_maps(), **self._words()}
         if watch.is_better(found):
             watch.best, watch.since_best = {"step": self.state.global_step, **found}, 0
             self.best = adapter_tensors(self.model)
@@ -123,6 +126,13 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         self._keep(found)
         self.schedule.reserve = self.schedule.elapsed - begun
         return self._evaluated(found)
+
+    def _words(self) -> dict[str, float]:
+        """tune_words_loss, nats per token of the answers in words."""
+        if self._evaluate_words is None:
+            return {}
+        losses = [self.compute_loss(self.model, self._prepare_inputs(b)) for b in self._evaluate_words()]
+        return {"tune_words_loss": float(torch.stack(losses).mean())}
 
     def _evaluated(self, found: dict[str, float]) -> dict[str, float]:
         self.control: TrainerControl = self.callback_handler.on_evaluate(
@@ -225,7 +235,7 @@ class _Positions(Dataset[dict[str, int]]):
         return {"position": k}
 
 
-class _Conductor(TrainerCallback):  # type: ignore[misc]
+class Conductor(TrainerCallback):  # type: ignore[misc]
     """Says after each step what is due: log, evaluation, checkpoint, end. Shows progress."""
 
     def __init__(self, trainer: AdapterTrainer) -> None:
@@ -304,4 +314,7 @@ def _event_writer(folder: Path, watch: Watch) -> Any:
 
 
 def _rank(found: dict[str, float]) -> tuple[float, float]:
+    if "tune_words_loss" in found:
+        # Neither may be had at the cost of the other.
+        return -found["tune_loss"] - found["tune_words_loss"], 0.0
     return found["tune_accuracy"], -found["tune_loss"]

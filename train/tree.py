@@ -5,6 +5,10 @@ prefix is the label and the token after it. Answers that begin alike share nodes
 the product, over the nodes on its path, of the probability of its branch among the branches of that node:
 what sampling constrained to the labels would draw. A node with one branch has probability 1. The token
 after a label is part of its path, so that a label which is the beginning of another is told from it.
+
+Of a multi-label task each class has two answers, yes and no, and is asked about by itself: the tree holds
+the beginnings of all these answers, and what is scored is the choice between the two, at the node where they
+part. What a node sees is its own line alone, so each class is scored as if no other had been asked about.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ from wafervlm.task import Task
 @dataclass(frozen=True, slots=True)
 class Node:
     """An inner node: the ``token`` that leads to it (None at the root), its ``parent``'s index (-1 at the
-    root), its ``depth`` (0 at the root) and the token ids of its ``branches``."""
+    root), its ``depth`` (0 at the root) and the token ids of its ``branches``, among which is chosen; of a
+    multi-label task only the nodes have any at which yes and no part."""
 
     token: int | None
     parent: int
@@ -32,13 +37,19 @@ class LabelTree:
     """``sequences`` hold, per label in task order, the token ids of the label and of the token after it.
     ``nodes`` are the inner nodes that lie before the last choice, parents first; ``paths`` hold, per label,
     its (node index, branch index) steps, those with a single branch left out. ``prefix_ids`` are the token
-    ids of the answer before the labels part."""
+    ids of the answer before the labels part. Of a multi-label task ``sequences`` are those of the answer yes,
+    up to the token that says so, and ``denials`` those of the answer no."""
 
     labels: tuple[str, ...]
     sequences: tuple[tuple[int, ...], ...]
     prefix_ids: tuple[int, ...]
     nodes: tuple[Node, ...]
     paths: tuple[tuple[tuple[int, int], ...], ...]
+    denials: tuple[tuple[int, ...], ...] = ()
+
+    def rivals(self, place: int) -> tuple[tuple[int, ...], ...]:
+        """The sequences among which label number ``place`` is scored, its own among them."""
+        return (self.sequences[place], self.denials[place]) if self.denials else self.sequences
 
     @property
     def fed(self) -> tuple[int, ...]:
@@ -63,6 +74,10 @@ def label_tree(tokenizer: Any, task: Task) -> LabelTree:
     open_turn, end_turn = _turn(tokenizer, task)
     prefix = _ids(tokenizer, open_turn + task.answer_prefix)
     opening = len(_ids(tokenizer, open_turn))
+    if task.multi_label:
+        said, denied = _verdicts(tokenizer, task, open_turn, end_turn, prefix)
+        nodes, paths = _grow_verdicts(said, denied)
+        return LabelTree(task.labels, said, prefix[opening:], nodes, paths, denied)
     sequences = tuple(_sequence(tokenizer, task, label, open_turn, end_turn, prefix) for label in task.labels)
     _check_distinct(task, sequences)
     nodes, paths = _grow(sequences)
@@ -84,12 +99,7 @@ def _turn(tokenizer: Any, task: Task) -> tuple[str, str]:
 def _sequence(
     tokenizer: Any, task: Task, label: str, open_turn: str, end_turn: str, prefix: tuple[int, ...]
 ) -> tuple[int, ...]:
-    whole = _ids(tokenizer, open_turn + task.answer(label) + end_turn)
-    if whole[: len(prefix)] != prefix:
-        raise TaskError(
-            f"label {label!r} merges with the text before it into one token; change answer_prefix of task "
-            f"{task.name!r} so that it ends where a token ends"
-        )
+    whole = _whole(tokenizer, task, label, open_turn + task.answer(label) + end_turn, prefix)
     after = len(_ids(tokenizer, task.answer_suffix + end_turn))
     # The token after the label; where the label merges with what follows, the whole rest is the label's.
     stop = len(whole) - after + 1
@@ -97,6 +107,60 @@ def _sequence(
     if whole[len(whole) - after :] != following:
         stop = len(whole)
     return whole[len(prefix) : stop]
+
+
+def _whole(tokenizer: Any, task: Task, label: str, text: str, prefix: tuple[int, ...]) -> tuple[int, ...]:
+    whole = _ids(tokenizer, text)
+    if whole[: len(prefix)] != prefix:
+        raise TaskError(
+            f"label {label!r} merges with the text before it into one token; change answer_prefix of task "
+            f"{task.name!r} so that it ends where a token ends"
+        )
+    return whole
+
+
+Sequences = tuple[tuple[int, ...], ...]
+
+
+def _verdicts(
+    tokenizer: Any, task: Task, open_turn: str, end_turn: str, prefix: tuple[int, ...]
+) -> tuple[Sequences, Sequences]:
+    """Per class the tokens of the answers yes and no, each up to the first that the other has not."""
+    said, denied = [], []
+    for label in task.labels:
+        texts = (open_turn + task.answer(label, shown) + end_turn for shown in (True, False))
+        yes, no = (_whole(tokenizer, task, label, text, prefix)[len(prefix) :] for text in texts)
+        question = _ids(tokenizer, open_turn + task.stem(label))[len(prefix) :]
+        if yes[: len(question)] != question or no[: len(question)] != question:
+            raise TaskError(
+                f"the question about {label!r} of task {task.name!r} merges with the answer after it into "
+                "one token; change answer_suffix so that it ends where a token ends"
+            )
+        parting = next(n for n, (one, other) in enumerate(zip(yes, no, strict=False)) if one != other)
+        said.append(yes[: parting + 1])
+        denied.append(no[: parting + 1])
+    twice = next((n for n, sequence in enumerate(said) if sequence in said[:n]), None)
+    if twice is not None:
+        first = task.labels[said.index(said[twice])]
+        raise TaskError(
+            f"labels {first!r} and {task.labels[twice]!r} of task {task.name!r} cannot be told apart: they "
+            "are the same tokens; spell one of them differently"
+        )
+    return tuple(said), tuple(denied)
+
+
+def _grow_verdicts(
+    said: Sequences, denied: Sequences
+) -> tuple[tuple[Node, ...], tuple[tuple[tuple[int, int], ...], ...]]:
+    choices = {yes[:-1]: (yes[-1], no[-1]) for yes, no in zip(said, denied, strict=True)}
+    needed = {path[:n] for path in choices for n in range(len(path) + 1)}
+    order = sorted(needed, key=lambda path: (len(path), path))
+    index = {path: i for i, path in enumerate(order)}
+    nodes = tuple(
+        Node(path[-1] if path else None, index[path[:-1]] if path else -1, len(path), choices.get(path, ()))
+        for path in order
+    )
+    return nodes, tuple(((index[yes[:-1]], 0),) for yes in said)
 
 
 def _check_distinct(task: Task, sequences: tuple[tuple[int, ...], ...]) -> None:

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from train.artefact import Provenance, folder_digest, is_complete, read_provenance, write_provenance, writing
 from wafervlm.errors import ManifestError, ResourceError, UsageError
@@ -20,6 +22,20 @@ def test_folder_appears_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> N
         assert not out.exists()
     assert (out / "a.txt").read_text() == "one"
     assert [p.name for p in tmp_path.iterdir()] == ["artefact"]
+
+
+def test_what_a_library_keeps_to_itself_is_opened_as_the_umask_says(tmp_path: Path) -> None:
+    with writing(tmp_path / "artefact") as folder:
+        save_file({"a": torch.ones(2)}, folder / "a.safetensors")
+        (folder / "a.safetensors").chmod(0o600)
+        (folder / "b.txt").touch()
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "artefact").iterdir()}
+    assert len(modes) == 1 and modes != {0o600}
+
+
+def test_a_limit_on_files_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"ulimit -f"), writing(tmp_path / "artefact"):
+        raise OSError(errno.EFBIG, "File too large")
 
 
 def test_error_leaves_nothing_and_keeps_what_stood_there(tmp_path: Path) -> None:

@@ -104,8 +104,10 @@ def test_same_command_twice_does_nothing_and_other_settings_are_refused(source: 
     assert not now
     assert counts["train"]["Loc"] == 5
     assert (built / "dies.npz").stat().st_mtime_ns == stamp
-    with pytest.raises(UsageError, match="made from other inputs or settings"):
+    with pytest.raises(UsageError, match=r"made from other inputs or settings \(train\); remove"):
         build_dataset(BuildConfig(source, train=6, test=2, tune=1, size=(64, 64)), built)
+    with pytest.raises(UsageError, match="was not written by this command; choose another"):
+        build_dataset(BuildConfig(source, train=5, test=2, tune=1, size=(64, 64)), built.parent)
 
 
 def test_seed_decides_the_choice(source: Path, tmp_path: Path, built: Path) -> None:

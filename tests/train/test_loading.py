@@ -130,7 +130,7 @@ def test_nothing_is_written_to_the_terminal(tiny_checkpoint: Path, capfd: pytest
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "has no config.json"), ("{", "cannot be read"), ("[]", "one JSON object"),
+    [(None, "has no config.json"), ("{", "cannot be read.*again"), ("[]", "one JSON object"),
      ('{"architectures": "Qwen3VL"}', "must be a list"), ("{}", "no architecture")],
 )  # fmt: skip
 def test_not_a_checkpoint(tmp_path: Path, text: str | None, message: str) -> None:
@@ -214,7 +214,10 @@ def test_a_missing_shard_is_refused(tiny_checkpoint: Path, copy: Path) -> None:
 @pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json", "chat_template.jinja"])
 def test_a_missing_processor_file_is_refused(copy: Path, name: str) -> None:
     (copy / name).unlink()
-    with pytest.raises(CheckpointError, match="no usable tokenizer or image processor|has no chat template"):
+    says = (
+        "has no chat template" if "template" in name else rf"lacks {name}; copy it from .* or fetch it again$"
+    )
+    with pytest.raises(CheckpointError, match=says):
         load_processor(copy)
 
 

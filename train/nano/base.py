@@ -47,10 +47,12 @@ from train.nano.config import (
 )
 from train.nano.corpus import tokenizer_texts
 from train.nano.plan import BaseSettings, learning_rate
+from train.nano.retokenize import retokenized
 from train.nano.sight import Sight
 from train.nano.stream import Batch, Conversations, interest, train_side
 from train.progress import Progress
 from train.speed import fast_vision
+from wafervlm import console
 from wafervlm.errors import UsageError, WaferVLMError
 from wafervlm.files import flush_tree, replace_folder
 
@@ -67,13 +69,18 @@ def train_base(
     settings: BaseSettings,
     device: str = "cpu",
     start: Path | None = None,
+    vocabulary: int = 0,
 ) -> None:
-    """Train on ``device``, from the weights of the base ``start`` where one is given, and write the
-    checkpoint folder ``out``; work in progress lies in ``out`` + ".partial". Raises UsageError where either
+    """Train on ``device``, from the weights of the base ``start`` where one is given (under a tokenizer
+    trained anew, of at most so many entries, where ``vocabulary`` is not 0), and write the checkpoint
+    folder ``out``; work in progress lies in ``out`` + ".partial". Raises UsageError where either
     is there and was made otherwise, or where ``start`` is of another shape."""
     given = {"pool": pool_file, "start": start}
     inputs = {name: folder_digest(path) for name, path in given.items() if path}
-    provenance = Provenance("nano-base", inputs, {**asdict(settings), "shape": describe(NANO)}, settings.seed)
+    values = {**asdict(settings), "shape": describe(NANO)}
+    if vocabulary:
+        values["vocabulary"] = vocabulary
+    provenance = Provenance("nano-base", inputs, values, settings.seed)
     if out.exists():
         if not is_complete(out, provenance):
             raise UsageError(f"{out} exists already and was not made so; remove it or choose another output")
@@ -82,7 +89,7 @@ def train_base(
     partial = out.with_name(out.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     claim(partial, provenance, begun=(partial / "checkpoint").exists())
-    training = BaseTraining(pool_file, partial, settings, device, start)
+    training = BaseTraining(pool_file, partial, settings, device, start, vocabulary)
     training.run()
     with writing(out) as folder:
         # Half the size; what is trained on it starts from the rounded weights, so nothing is lost later.
@@ -103,11 +110,12 @@ class BaseTraining:
         settings: BaseSettings,
         device: str,
         start: Path | None = None,
+        vocabulary: int = 0,
     ) -> None:
         self.settings, self.device, self.checkpoint = settings, device, partial / "checkpoint"
         if not self.checkpoint.exists():
             with writing(self.checkpoint) as folder:
-                _begin(folder, settings, start)
+                _begin(folder, settings, start, vocabulary)
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(self.checkpoint)
         model = Qwen3VLForConditionalGeneration.from_pretrained(self.checkpoint, dtype=torch.float32)
         # Plain products beat the fused attention in bf16 on a CPU (train.speed).
@@ -183,10 +191,10 @@ class BaseTraining:
         return float(loss.item())
 
 
-def _begin(folder: Path, settings: BaseSettings, start: Path | None) -> None:
+def _begin(folder: Path, settings: BaseSettings, start: Path | None, vocabulary: int) -> None:
     """Put into ``folder`` the weights to begin from: those of ``start``, else untrained ones."""
     if start is None:
-        tokenizer = train_tokenizer(tokenizer_texts(settings.seed), NANO.vocabulary)
+        tokenizer = train_tokenizer(tokenizer_texts(settings.seed), vocabulary or NANO.vocabulary)
         build_model_folder(folder, NANO, tokenizer, settings.seed)
         return
     tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
@@ -197,6 +205,9 @@ def _begin(folder: Path, settings: BaseSettings, start: Path | None) -> None:
             found = getattr(getattr(model.config, part), name, None)
             if name not in ("dtype", "transformers_version") and found != value:
                 raise UsageError(f"{start} is of another shape: {part}.{name} is {found}, nano's is {value}")
+    if vocabulary:
+        new = train_tokenizer(tokenizer_texts(settings.seed), vocabulary)
+        model, tokenizer = retokenized(model, tokenizer, new, NANO), new
     model.save_pretrained(folder)
     save_processor_files(folder, NANO, tokenizer)
 
@@ -237,7 +248,7 @@ def draw_curve(rows: Sequence[Row], picture: Path) -> None:
     figure.savefig(picture, dpi=120)
 
 
-@click.command()
+@click.command(context_settings=console.HELP)
 @click.option(
     "--pool", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="WM-811K maps (.npz)."
 )
@@ -257,6 +268,18 @@ def draw_curve(rows: Sequence[Row], picture: Path) -> None:
     help="Base to go on from; with another seed it sees other wafers.  [default: untrained weights]",
 )
 @click.option("--seed", default=BaseSettings.seed, show_default=True, help="Seed of weights and wafers.")
+@click.option(
+    "--said",
+    type=click.FloatRange(0, 1),
+    default=BaseSettings.said,
+    show_default=True,
+    help="Share of the wafers asked about in the words of descriptions.",
+)
+@click.option(
+    "--vocabulary",
+    type=click.IntRange(min=300),
+    help="Train the tokenizer, of so many entries, anew.  [default: that of --start, else nano's size]",
+)
 @click.option("--threads", default=2, show_default=True, help="Threads that a CPU computes with.")
 @device_option
 def main(
@@ -266,6 +289,8 @@ def main(
     steps: int,
     start: Path | None,
     seed: int,
+    said: float,
+    vocabulary: int | None,
     threads: int,
     device: str,
 ) -> None:
@@ -277,11 +302,11 @@ def main(
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(threads)
-    settings = BaseSettings(sight_steps=sight_steps, steps=steps, seed=seed)
+    settings = BaseSettings(sight_steps=sight_steps, steps=steps, seed=seed, said=said)
     device = settled_device(device)
     click.echo(json.dumps({**asdict(settings), "device": device}), err=True)
     try:
-        train_base(pool, output, settings, device, start)
+        train_base(pool, output, settings, device, start, vocabulary or 0)
     except WaferVLMError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)

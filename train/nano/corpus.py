@@ -1,7 +1,8 @@
 """What nano's base is taught: questions about the dies, answered by measuring them.
 
-No class of defect is named, and no answer depends on one: the base learns to see where dies fail, how
-many, and in what shapes. ``QUESTIONS`` is the complete list of templates about dies.
+No label enters, and no answer depends on one: the base learns to see where dies fail, how many, and in what
+shapes. ``QUESTIONS`` are the templates about dies as they are; ``SAID`` are those of the bank behind the
+descriptions (``train.vqa``) that the dies alone decide, where noise is told from patterns first.
 
 The last part of the training also asks to repeat made-up words, alone or in the published recipe's
 sentence. Adapters do not train the embeddings; without it, the tokens that spell a user's classes would be
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from train.nano.config import END_OF_TURN, IMAGE_PAD, TURN, VISION_END, VISION_START
 from train.nano.raw_clusters import RawCluster, Sighting, sight
 from train.synthetic import scene
+from train.vqa.facts import facts
+from train.vqa.write import KINDS, answer, write
 from wafervlm.task import RECIPE_CONTEXT, RECIPE_QUESTION, WAFER_DEFECTS
 from wafervlm.wafermap import DieGrid
 
@@ -122,6 +125,41 @@ QUESTIONS: dict[str, Question] = {
 WEIGHTS = {"grid": 3.0, "rim": 2.0, "middle": 2.0, "largest extent": 2.0, "line": 2.0, "largest place": 1.5}
 
 
+# Kinds of train.vqa.write without a word on classes and causes; places are asked most, since a class says
+# nothing of them and an adapter for classes forgets them.
+SAID = {
+    "share": 1.0,
+    "zone": 2.0,
+    "clock": 4.0,
+    "span": 3.0,
+    "quadrant": 2.0,
+    "where": 3.0,
+    "shape": 2.0,
+    "clusters": 1.0,
+    "size": 2.0,
+    "extent": 2.0,
+    "density": 1.0,
+    "round": 1.0,
+    "line": 1.0,
+    "background": 1.0,
+    "morphology": 2.0,
+    "spatial statement": 1.0,
+    "shape statement": 1.0,
+}
+# Of the labels the one whose patterns may lie anywhere: no place is kept back.
+_ANYWHERE = "Loc"
+
+
+def said_turns(dies: DieGrid, rng: np.random.Generator, count: int) -> list[Turn]:
+    """``count`` different questions of ``SAID`` about ``dies`` with their answers, in random order; fewer
+    where the dies have no answer to one."""
+    weights = np.array(list(SAID.values()))
+    chosen = rng.choice(len(SAID), size=count, replace=False, p=weights / weights.sum())
+    found = facts(dies, _ANYWHERE)
+    said = [answer(found, rng, list(SAID)[i]) for i in chosen]
+    return [Turn(each.question, each.text) for each in said if each is not None]
+
+
 def turns(dies: DieGrid, rng: np.random.Generator, count: int) -> list[Turn]:
     """``count`` different questions about ``dies`` with their answers, in random order."""
     found = sight(dies)
@@ -164,13 +202,16 @@ def segments(asked: list[Turn], image_tokens: int, image_first: bool) -> Iterato
 
 
 def tokenizer_texts(seed: int, scenes: int = 2000) -> Iterator[str]:
-    """Texts for the tokenizer: this corpus on synthetic scenes, the names of the roles, and the question of
-    the published recipe."""
+    """Texts for the tokenizer: this corpus on synthetic scenes, descriptions of any label, the names of the
+    roles, and the question of the published recipe."""
     rng = np.random.default_rng(seed)
     for _ in range(scenes):
         yield RECIPE_CONTEXT + RECIPE_QUESTION
         yield "The wafer map image indicates the presence of defect."
         yield "user\nassistant\n"
-        for turn in turns(scene(rng), rng, len(QUESTIONS)):
+        dies, label = scene(rng), str(rng.choice(WAFER_DEFECTS.labels))
+        for turn in turns(dies, rng, len(QUESTIONS)):
             yield turn.question
             yield turn.answer
+        for kind in ("full", str(rng.choice(KINDS))):
+            yield from write(dies, label, rng, kind)

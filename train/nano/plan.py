@@ -8,13 +8,15 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class BaseSettings:
     """How the base is trained: ``sight_steps`` of the vision tower alone, then ``steps`` of questions about
-    dies, in the last ``word_steps`` of which one of the questions is to repeat words."""
+    dies, in the last ``word_steps`` of which one of the questions is to repeat words. A share of ``said`` of
+    the wafers is asked about in the words of descriptions, the others in the base's own."""
 
     sight_steps: int = 3000
     steps: int = 2000
     word_steps: int = 700
     batch: int = 32
     questions: int = 3
+    said: float = 0.0
     synthetic: float = 0.25
     learning_rate: float = 1e-3
     weight_decay: float = 0.05

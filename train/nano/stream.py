@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 
 from train.augment import strongly
 from train.nano.config import NANO
-from train.nano.corpus import letter_pieces, repeated_words, segments, turns
+from train.nano.corpus import letter_pieces, repeated_words, said_turns, segments, turns
 from train.nano.plan import BaseSettings
 from train.nano.raw_clusters import sight
 from train.nano.sight import targets
@@ -94,7 +94,9 @@ class Conversations(IterableDataset[Batch]):
         return strongly(self.pool[int(rng.choice(len(self.pool), p=self.weights))], rng)
 
     def _tokens(self, grid: DieGrid, rng: np.random.Generator, words: bool) -> tuple[list[int], list[int]]:
-        conversation = turns(grid, rng, self.settings.questions)
+        said = self.settings.said > 0 and rng.random() < self.settings.said
+        ask = said_turns if said else turns
+        conversation = ask(grid, rng, self.settings.questions)
         if words:
             conversation[int(rng.integers(len(conversation)))] = repeated_words(self.pieces, rng)
         ids: list[int] = []

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from train.artefact import Provenance, folder_digest, is_complete, write_provenance, writing
+from train.artefact import Provenance, folder_digest, is_complete, refuse_other, write_provenance, writing
 from train.dataset import ANNOTATIONS, DIES, SPLIT, TASK, Sample, dataset_task, read_split
 from train.llava import Conversation, conversation, write_conversations
 from train.progress import track
@@ -83,9 +83,7 @@ def build_vqa(config: VqaConfig, out: Path) -> tuple[dict[str, Any], bool]:
         counts: dict[str, Any] = json.loads((out / COUNTS).read_text(encoding="utf-8"))
         return counts, False
     if out.exists():
-        raise UsageError(
-            f"{out} exists and was made from other inputs or settings; remove it or choose another folder"
-        )
+        refuse_other(out, provenance)
     wafers = read_wafers(config.dataset, task, config.per_class, config.seed)
     rows = list(_written(wafers, causes, config, image_first=task.order == "image-first"))
     report = None

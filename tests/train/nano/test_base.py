@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
 
 import train.nano.base as base
 import train.nano.stream as stream
@@ -131,3 +132,22 @@ def test_maps_with_clusters_are_shown_more_often() -> None:
 def test_the_committed_base_has_4_to_12_million_parameters() -> None:
     weights = load_file(Path(base.__file__).parent / "weights" / "base" / "model.safetensors")
     assert 4e6 < sum(tensor.numel() for tensor in weights.values()) < 12e6
+
+
+def test_a_base_goes_on_under_another_tokenizer(tmp_path: Path) -> None:
+    base.train_base(None, tmp_path / "first", SETTINGS)
+    still = replace(SETTINGS, learning_rate=0.0, sight_steps=0, seed=3, said=0.5)
+    base.train_base(None, tmp_path / "second", still, start=tmp_path / "first", vocabulary=500)
+    old, new = (PreTrainedTokenizerFast.from_pretrained(tmp_path / name) for name in ("first", "second"))
+    assert len(old) < len(new) <= 500
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    name = "model.language_model.embed_tokens.weight"
+    assert all(torch.equal(first[key], second[key]) for key in first if key != name)
+    for token, index in new.get_vocab().items():
+        spelled = old(token, add_special_tokens=False)["input_ids"]
+        if old.convert_tokens_to_ids(token) is not None:
+            spelled = [old.convert_tokens_to_ids(token)]
+        elif not token.isascii():
+            continue  # a leading space is written otherwise in the vocabulary
+        wanted = first[name][spelled].float().mean(dim=0)
+        torch.testing.assert_close(second[name][index].float(), wanted, rtol=0, atol=2e-4)

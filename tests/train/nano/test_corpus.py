@@ -9,9 +9,20 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from train.nano.corpus import CLASS_NAMES, QUESTIONS, WEIGHTS, letter_pieces, repeated_words, segments, turns
+from train.nano.corpus import (
+    CLASS_NAMES,
+    QUESTIONS,
+    WEIGHTS,
+    letter_pieces,
+    repeated_words,
+    said_turns,
+    segments,
+    turns,
+)
 from train.nano.raw_clusters import sight
 from train.synthetic import scene
+from wafervlm.claims import check, extract
+from wafervlm.geometry import measure
 from wafervlm.task import WAFER_DEFECTS
 
 
@@ -65,3 +76,16 @@ def test_words_to_repeat_use_all_letters_and_no_class_name(tiny_checkpoint: Path
     assert not {word.casefold() for word in words} & CLASS_NAMES
     assert set("abcdefghijklmnopqrstuvwxyz") <= set("".join(words))
     assert any("indicates the presence of" in turn.answer for turn in asked)
+
+
+def test_what_is_said_of_dies_is_checked_and_names_no_cause() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(60):
+        dies = scene(rng)
+        geometry = measure(dies)
+        asked = said_turns(dies, rng, 3)
+        assert len({turn.question for turn in asked}) == len(asked) <= 3
+        for turn in asked:
+            assert "candidate" not in turn.answer.lower()
+            assert "type" not in turn.question
+            assert not any(found.contradicted for found in check(extract(turn.answer), geometry))
