@@ -140,7 +140,7 @@ def test_it_times_itself_there(python: Path, tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "toy", make_graph(make_head()), make_head())
     program = python.parent / "wafervlm"
     assert "--latency" in command(program, "benchmark", "--help", cwd=tmp_path).stdout
-    arguments = ("benchmark", "--latency", "--bundle", bundle, "--calls", 20, "--threads", 1)
+    arguments = ("benchmark", "--latency", "--bundle", bundle, "--calls", 20, "--threads", 1, "--json")
     done = command(program, *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])

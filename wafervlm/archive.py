@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,8 @@ class Archive:
 
 
 def find_archive(paths: Sequence[Path]) -> Archive:
-    """The archive of files and folders ``paths``, folders searched through, in the order of names.
+    """The archive of files and folders ``paths``, folders searched through, in the order of names. A file's
+    name is its path below the one folder that is named, or below the one that holds all that are named.
 
     Raises UsageError where a path does not exist or holds no map, MissingDependencyError where there are
     Parquet files and pyarrow is not installed.
@@ -117,16 +119,34 @@ def import_pyarrow() -> Any:
 
 
 def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """Every file once, with its name: its path below the folder that holds all of ``paths``."""
+    seen, common = set(), _common(paths)
     for path in paths:
         if path.is_dir():
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
             if not found:
                 raise UsageError(f"folder {path} holds no file named {', '.join(_SUFFIXES)}")
-            yield from ((p, p.relative_to(path).as_posix()) for p in found)
         elif path.is_file():
-            yield path, path.name
+            found = [path]
         else:
             raise UsageError(f"{path} does not exist; name folders, map files, .npz or Parquet files")
+        for file in found:
+            whole = _absolute(file)
+            if whole not in seen:
+                seen.add(whole)
+                yield file, whole.relative_to(common).as_posix() if common else whole.as_posix()
+
+
+def _common(paths: Sequence[Path]) -> Path | None:
+    """The folder that holds all of ``paths``, itself one of them perhaps; None for several drives."""
+    try:
+        return Path(os.path.commonpath([_absolute(p if p.is_dir() else p.parent) for p in paths]))
+    except ValueError:
+        return None
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100  (resolved, a link would lose its name here)
 
 
 def _piece(path: Path, name: str) -> Piece:

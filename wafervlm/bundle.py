@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from wafervlm.errors import DigestError, FileSetError, ManifestError
-from wafervlm.manifest import MAX_MANIFEST_BYTES, SCHEMA_VERSION, FileEntry, Graph, Manifest
+from wafervlm.errors import DigestError, FileSetError, ManifestError, UsageError
+from wafervlm.manifest import SCHEMA_VERSION, FileEntry, Graph, Manifest
+from wafervlm.strict import MAX_MANIFEST_BYTES
 
 __all__ = [
     "GOLDEN",
@@ -81,12 +82,12 @@ def open_bundle(path: str | Path | None = None) -> Bundle:
 
     Raises ManifestError, SchemaVersionError, LockError (the task is not the one the digest names),
     FileSetError (a missing or extra file, a link, a name that leaves the folder) and DigestError
-    (a changed or truncated file). Nothing is written.
+    (a changed or truncated file), UsageError for no folder and for an engine's. Nothing is written.
     """
     folder = embedded_folder() if path is None else Path(path)
     with readable(folder):
         if not folder.is_dir():
-            raise ManifestError(f"there is no bundle folder at {folder}; check the path")
+            raise UsageError(f"there is no bundle folder at {folder}; check the path")
         data = _read_manifest(folder)
         manifest = Manifest.from_json(data, str(folder / MANIFEST))
         check_names(manifest, folder)

@@ -8,14 +8,17 @@ import importlib
 import logging
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import click
 
 from wafervlm import workshop
 from wafervlm.console import say
-from wafervlm.errors import ResourceError, WaferVLMError, WorkshopError
+from wafervlm.errors import ResourceError, WaferVLMError, WaferVLMWarning, WorkshopError
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,12 @@ COMMANDS = {
     "describe": Entry("wafervlm.words_commands", "Ask about a wafer in words, and get words."),
     "score": Entry("wafervlm.score_commands", "Score an archive of wafer maps into Parquet, on Ray Data."),
     "engine": Entry("wafervlm.engine_commands", "Compile a bundle for GPUs, with TensorRT."),
-    "verify": Entry("wafervlm.commands", "Check that a bundle answers here as it did where it was made."),
-    "doctor": Entry("wafervlm.commands", "Check this machine, and say what to do about what is missing."),
+    "verify": Entry(
+        "wafervlm.check_commands", "Check that a bundle answers here as it did where it was made."
+    ),
+    "doctor": Entry(
+        "wafervlm.check_commands", "Check this machine, and say what to do about what is missing."
+    ),
     "run": Entry("benchmarks.commands", "Drive the whole line from one recipe, from maps to report."),
     "data": Entry("train.commands", "Build a lot-disjoint dataset of wafer maps, and check it for leaks."),
     "train": Entry("train.commands", "Teach a model wafer maps with LoRA."),
@@ -46,6 +53,7 @@ COMMANDS = {
     "benchmark": Entry(
         "benchmarks.commands", "Judge a bundle against full precision, or time it alone (--latency)."
     ),
+    "report": Entry("benchmarks.cookbook.commands", "Fill a report from what the line wrote."),
 }
 LATENCY = Entry("wafervlm.latency_commands", "Time a bundle on this machine.")
 """What ``benchmark --latency`` is: of the station, though the rest of the command is the workshop's."""
@@ -130,9 +138,10 @@ def cli(verbose: bool) -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line on ``args`` (the process's own when None) and return the exit code."""
-    arguments = list(sys.argv[1:] if args is None else args)
+    arguments = _verbose_first(list(sys.argv[1:] if args is None else args))
     try:
-        code = cli.main(arguments, prog_name="wafervlm", standalone_mode=False)
+        with _warnings_said():
+            code = cli.main(arguments, prog_name="wafervlm", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.exceptions.Abort:
         say("stopped")
@@ -144,7 +153,7 @@ def main(args: Sequence[str] | None = None) -> int:
         known = explain(error)
         if known is None:
             raise
-        if {"-v", "--verbose"} & set(arguments):
+        if arguments[:1] == ["-v"]:
             traceback.print_exception(error)
         say(f"Error: {known}")
         return known.exit_code if isinstance(known, WaferVLMError) else 1
@@ -165,7 +174,43 @@ def explain(error: BaseException) -> BaseException | None:
         package = (error.name or "").partition(".")[0]
         ours = package in {"wafervlm", *workshop.FOLDERS}
         return None if ours else WorkshopError(f"{package} is not installed; {workshop.INSTALL}")
-    return error if isinstance(error, OSError) else None
+    return _of_system(error) if isinstance(error, OSError) else None
+
+
+def _of_system(error: OSError) -> BaseException:
+    """What the system said of a file, with the file and what to do."""
+    name = error.filename2 or error.filename
+    where = f"{name} cannot be read or written" if name else "a file cannot be read or written"
+    what = f"{where}: {error.strerror or error}"
+    if error.errno == errno.EFBIG:
+        return ResourceError(f"{what}; it grew beyond what is allowed for one file (ulimit -f): raise that")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return WaferVLMError(f"{what}; name a place where you may write, or change its permissions")
+    return WaferVLMError(f"{what}; check the path and the disk")
+
+
+def _verbose_first(arguments: list[str]) -> list[str]:
+    """``arguments`` with a -v or --verbose that stands anywhere before ``--`` put before the command."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    asked = [word for word in arguments[:end] if word in ("-v", "--verbose")]
+    rest = [word for word in arguments[:end] if word not in asked]
+    return ["-v"] * bool(asked) + rest + arguments[end:]
+
+
+@contextmanager
+def _warnings_said() -> Iterator[None]:
+    """Print a warning of ours as one line for people, without the place in the code."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *others: Any, **named: Any) -> None:
+            if issubclass(category, WaferVLMWarning):
+                say(f"warning: {message}")
+            else:
+                usual(message, category, *others, **named)
+
+        warnings.showwarning = show
+        yield
 
 
 def _is_full_disk(error: BaseException) -> bool:

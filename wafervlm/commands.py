@@ -1,8 +1,8 @@
-"""The commands of the station: predict, verify, doctor."""
+"""The command ``wafervlm predict``."""
 
 from __future__ import annotations
 
-import json
+import logging
 import sys
 import time
 from collections import Counter
@@ -14,41 +14,26 @@ import click
 
 from wafervlm import console
 from wafervlm.errors import ClosedError, IntegrityError, SetupError, UsageError, WaferVLMError
+from wafervlm.options import (
+    bins_option,
+    bundle_option,
+    cache_option,
+    engine_option,
+    foreign_option,
+    read_bins,
+    runtime_option,
+    shown_bins,
+    shown_runtime,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from wafervlm.model import WaferVLM
     from wafervlm.prediction import Prediction
 
+log = logging.getLogger(__name__)
+
 SECONDS_BETWEEN_NOTES = 5.0
-
-_WORDS = {"none": 0, "no die": 0, "pass": 1, "fail": 2, "0": 0, "1": 1, "2": 2}
-
-bundle_option = click.option(
-    "--bundle",
-    type=click.Path(path_type=Path),
-    help="Bundle folder. [default: the embedded nano bundle]",
-)
-threads_option = click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    help="Threads for one prediction. [default: one for each core]",
-)
-engine_option = click.option(
-    "--engine",
-    type=click.Path(path_type=Path),
-    help="Engine folder of that bundle, from: wafervlm engine.",
-)
-runtime_option = click.option(
-    "--runtime",
-    type=click.Choice(["auto", "onnx", "onnx-cuda", "openvino", "tensorrt"]),
-    help="What executes the graph.  [default: tensorrt with --engine, else onnx]",
-)
-cache_option = click.option(
-    "--runtime-cache",
-    metavar="DIR",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Where tensorrt_rtx keeps the kernels it compiled for this GPU; guard it like a program.",
-)
 
 
 @click.command()
@@ -58,12 +43,12 @@ cache_option = click.option(
 @runtime_option
 @cache_option
 @threads_option
-@click.option("--foreign", is_flag=True, help="Take images in other colours too; their answers are marked.")
-@click.option("--bins", help="What codes mean, as in .=0,1=pass,X=fail, or a JSON file with such a table.")
+@foreign_option
+@bins_option
 @click.option(
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Draw the answer (one wafer) to this PNG file.",
+    help="Draw the answer (one wafer) to this PNG file; one that is there already is replaced.",
 )
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds allowed for each wafer."
@@ -96,109 +81,37 @@ def predict(
       wafervlm predict map.npy --bundle bundle/ --engine engine/
     """
     from wafervlm.loading import load
+    from wafervlm.picture_file import check_picture_file, save_picture
 
     files = find_files(paths)
     if plot is not None and len(files) != 1:
         raise UsageError(f"--plot draws one wafer, and {len(files)} were named; name one file")
+    if plot is not None:
+        check_picture_file(plot, files)
     codes = None if bins is None else read_bins(bins)
     with load(bundle, runtime=runtime, threads=threads, engine=engine, runtime_cache=runtime_cache) as model:
         console.settings(
             {
                 "bundle": f"{bundle or 'embedded'} ({model.manifest.name} {model.digest[:12]})",
                 "engine": engine,
-                "runtime": model.runtime,
+                "runtime": shown_runtime(model, engine),
                 "runtime_cache": runtime_cache,
                 "threads": threads or "one for each core",
                 "timeout": timeout,
                 "foreign": foreign,
-                "bins": codes,
+                "bins": shown_bins(codes),
             }
         )
         answers = _answers(model, files, timeout=timeout, foreign=foreign, bins=codes)
         done = _report(answers, len(files), as_json)
     if plot is not None and done:
-        done[0].plot().save(plot, "PNG")
+        save_picture(done[0].plot(), plot)
         console.say(f"drawn to {plot}")
     elif len(files) == 1 and done:
-        console.next_command("wafervlm", "predict", files[0], *_named(bundle, engine), "--plot", "answer.png")
+        named = console.named(bundle=bundle, engine=engine)
+        console.next_command("wafervlm", "predict", files[0], *named, "--plot", "answer.png")
     if len(done) < len(files):
         raise click.exceptions.Exit(1)
-
-
-@click.command()
-@bundle_option
-@engine_option
-@click.option(
-    "--runtime",
-    type=click.Choice(["onnx", "onnx-cuda", "openvino"]),
-    help="What executes the graph, without --engine.  [default: onnx]",
-)
-@cache_option
-@threads_option
-@console.json_option
-def verify(
-    bundle: Path | None,
-    engine: Path | None,
-    runtime: str | None,
-    runtime_cache: Path | None,
-    threads: int | None,
-    as_json: bool,
-) -> None:
-    """Check that a bundle answers here as it did where it was made.
-
-    Compares every file's digest, then runs the golden maps that the bundle carries and compares their
-    scores with the reference, at exact accuracy where the graph has such a form, and as deployed. With
-    --engine they run on that engine and this GPU, which is what an engine needs before its first use. Exit
-    code 3 where they do not come out.
-
-    \b
-    Example:
-      wafervlm verify --bundle bundle/
-      wafervlm verify --bundle bundle/ --runtime openvino
-      wafervlm verify --bundle bundle/ --engine engine/
-    """
-    from wafervlm.verification import verify as run
-
-    named = {"runtime": runtime} if engine is None else {"engine": engine, "runtime_cache": runtime_cache}
-    console.settings({"bundle": bundle or "embedded", **named, "threads": threads or "one for each core"})
-    report = run(bundle, runtime=runtime, threads=threads, engine=engine, runtime_cache=runtime_cache)
-    console.result(report, as_json)
-    if engine is not None and not report["recorded"]:
-        console.say(f"{engine} cannot be written: the golden maps run at each start instead")
-    chosen = ["--runtime", runtime] if runtime else []
-    console.next_command("wafervlm", "predict", "map.npy", *_named(bundle, engine), *chosen)
-
-
-@click.command()
-@console.json_option
-def doctor(as_json: bool) -> None:
-    """Check this machine, and say what to do about what is missing.
-
-    Exit code 4 where something that prediction needs is missing.
-
-    \b
-    Example:
-      wafervlm doctor
-    """
-    from wafervlm.doctor import State, examine
-
-    checks = examine()
-    healthy = all(check.state is not State.MISSING for check in checks)
-    if as_json:
-        console.json_line({"healthy": healthy, "checks": [check.to_dict() for check in checks]})
-    else:
-        width = max(len(check.name) for check in checks)
-        for check in checks:
-            mark = click.style(f"{check.state.value:<7}", fg=check.state.colour)
-            advice = f"; {check.advice}" if check.advice else ""
-            click.echo(f"{mark}  {check.name:<{width}}  {check.found}{advice}")
-    if not healthy:
-        raise click.exceptions.Exit(SetupError.exit_code)
-    console.next_command("wafervlm", "verify")
-
-
-def _named(bundle: Path | None, engine: Path | None) -> list[object]:
-    return [*(("--bundle", bundle) if bundle else ()), *(("--engine", engine) if engine else ())]
 
 
 def find_files(paths: Sequence[Path]) -> list[Path]:
@@ -216,38 +129,6 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
             raise UsageError(f"folder {path} holds no file named {', '.join(known)}")
         files += found
     return files
-
-
-def read_bins(text: str) -> dict[str, int]:
-    """The table of bin codes in ``text``: ``.=0,1=pass,X=fail``, or the name of a JSON file with such a
-    table. Values are 0, 1 and 2, or none, pass and fail. Raises UsageError."""
-    if "=" in text and not Path(text).is_file():
-        pairs = [pair.rpartition("=")[::2] for pair in text.split(",")]
-        table: dict[str, object] = dict(pairs)
-        if len(table) < len(pairs):
-            raise UsageError(f"--bins {text} names a code twice")
-    else:
-        table = _bins_file(Path(text))
-    meant = {code: _WORDS.get(str(value).strip().lower()) for code, value in table.items()}
-    bins = {code: value for code, value in meant.items() if value is not None}
-    if len(bins) < len(table):
-        wrong = next(code for code in table if code not in bins)
-        raise UsageError(
-            f"--bins gives {wrong!r} the meaning {table[wrong]!r}; it must be 0 (none), 1 (pass) or 2 (fail)"
-        )
-    return bins
-
-
-def _bins_file(path: Path) -> dict[str, object]:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"--bins {path} is neither a table such as .=0,1=1,X=2 nor a JSON file: {error}"
-        ) from None
-    if not isinstance(table, dict) or not table:
-        raise UsageError(f'--bins {path} must hold one JSON object, as in {{"P": 1, "F": 2}}')
-    return table
 
 
 def _answers(
@@ -295,9 +176,11 @@ def _print_answer(path: Path, answer: Prediction | WaferVLMError, as_json: bool)
     if isinstance(answer, WaferVLMError):
         # A message that names the file needs no second name before it.
         where = "" if str(path) in str(answer) else f"{path}: "
-        console.say(f"Error: {where}{answer}")
+        log.debug("%s", path, exc_info=answer)
         if as_json:
             console.json_line({"path": path, "error": str(answer)})
+        else:
+            console.say(f"Error: {where}{answer}")
     elif as_json:
         console.json_line({"path": path, **answer.to_dict()})
     else:

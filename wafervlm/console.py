@@ -12,6 +12,9 @@ from typing import Any
 
 import click
 
+HELP = {"help_option_names": ["-h", "--help"]}
+"""Context settings of a command that is started by itself, with ``python -m``."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
 """Decorator that adds ``--json`` to a command, as its argument ``as_json``."""
 
@@ -48,6 +51,12 @@ def command(*words: object) -> str:
 def next_command(*words: object) -> None:
     """Name the command that usually follows; ``words`` are as in ``command``."""
     say(f"next: {command(*words)}")
+
+
+def named(**options: object) -> list[object]:
+    """The words that give a command those of ``options`` that are not None, as in ``--bundle bundle/``."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return [word for name, value in given.items() for word in (f"--{name}", value)]
 
 
 def _table(title: str, values: Mapping[str, object], err: bool) -> None:

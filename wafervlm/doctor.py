@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from enum import Enum
 from importlib import metadata
 from pathlib import Path
 
 from wafervlm import workshop
+from wafervlm.capabilities import Check, State, examine_capabilities
+from wafervlm.cores import usable_cores
 from wafervlm.errors import WaferVLMError
 
 OLDEST_PYTHON = (3, 10)
@@ -27,34 +26,8 @@ WORKSHOP = (
     *("torch", "transformers", "peft", "trl", "accelerate", "datasets", "safetensors", "tokenizers"),
     *("onnx", "onnx-ir", "openvino", "scipy", "scikit-learn", "statsmodels", "psutil"),
     *("rich", "matplotlib", "jinja2", "markupsafe", "ml-dtypes", "tensorboard"),
+    *("openai", "optuna", "rapidfuzz"),
 )
-
-
-class State(Enum):
-    """How a check came out. MISSING: prediction does not work without it."""
-
-    OK = "ok"
-    LOOK = "look"
-    MISSING = "missing"
-
-    @property
-    def colour(self) -> str:
-        """The colour of the word in a terminal."""
-        return {"ok": "green", "look": "yellow", "missing": "red"}[self.value]
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One line: what was looked at, what was found, and what to do where something is amiss."""
-
-    name: str
-    state: State
-    found: str
-    advice: str = ""
-
-    def to_dict(self) -> dict[str, str]:
-        """Plain values for JSON."""
-        return {**asdict(self), "state": self.state.value}
 
 
 def examine() -> list[Check]:
@@ -62,10 +35,8 @@ def examine() -> list[Check]:
     parts: tuple[Callable[[], Iterator[Check]], ...] = (
         _python,
         _station,
-        _runtime,
+        examine_capabilities,
         _two_runtimes,
-        _openvino,
-        _tensorrt,
         _bundle,
         _threads,
         _workshop,
@@ -97,25 +68,6 @@ def _station() -> Iterator[Check]:
             yield Check(name, State.OK, installed(name) or "not installed by a package manager")
 
 
-def _runtime() -> Iterator[Check]:
-    from wafervlm.runtimes.onnx import import_onnxruntime
-
-    try:
-        ort = import_onnxruntime()
-        version, providers = ort.__version__, ort.get_available_providers()
-    except (ImportError, AttributeError) as error:
-        # Uninstalling one of the two builds leaves the other a folder without its contents.
-        yield Check(
-            "onnxruntime",
-            State.MISSING,
-            f"cannot be used: {error}",
-            "run: pip install --force-reinstall 'wafervlm[cpu]', or with an NVIDIA GPU 'wafervlm[gpu]'",
-        )
-        return
-    names = ", ".join(str(name).removesuffix("ExecutionProvider") for name in providers)
-    yield Check("onnxruntime", State.OK, f"{version} with {names}")
-
-
 def _two_runtimes() -> Iterator[Check]:
     both = [name for name in ("onnxruntime", "onnxruntime-gpu") if installed(name)]
     if len(both) == 2:
@@ -125,43 +77,6 @@ def _two_runtimes() -> Iterator[Check]:
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files",
             "run: pip uninstall onnxruntime onnxruntime-gpu, then install the one that you want",
         )
-
-
-def _openvino() -> Iterator[Check]:
-    """Nothing is said of it where it is not installed: ONNX Runtime does without."""
-    if importlib.util.find_spec("openvino") is None:
-        return
-    from wafervlm.runtimes.openvino import import_openvino
-
-    try:
-        version = import_openvino().__version__
-    except WaferVLMError as error:
-        yield Check("openvino", State.LOOK, str(error))
-    else:
-        yield Check("openvino", State.OK, version.partition("-")[0])
-
-
-def _tensorrt() -> Iterator[Check]:
-    """What engines need; nothing is said of it where none of it is installed."""
-    from wafervlm.runtimes.cuda import find_gpu
-    from wafervlm.runtimes.tensorrt_package import INSTALL, import_library
-
-    names = [name for name in INSTALL if importlib.util.find_spec(name)]
-    for name in names:
-        try:
-            library = import_library(name)
-        except WaferVLMError as error:
-            yield Check(name, State.LOOK, str(error))
-        else:
-            yield Check(name, State.OK, library.version)
-    if names or installed("cuda-bindings"):
-        try:
-            gpu = find_gpu()
-        except WaferVLMError as error:
-            yield Check("gpu", State.LOOK, str(error), "engines can be built ahead of time, not run")
-        else:
-            found = f"{gpu.name}, compute capability {gpu.compute_capability}, {gpu.memory / 1e9:.0f} GB"
-            yield Check("gpu", State.OK, f"{found}, driver for CUDA {gpu.driver}")
 
 
 def _bundle() -> Iterator[Check]:
@@ -239,10 +154,3 @@ def installed(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: fewer than there are under taskset or in some containers."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

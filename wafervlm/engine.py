@@ -39,7 +39,9 @@ from wafervlm.errors import (
     ResourceError,
     UsageError,
 )
-from wafervlm.manifest import MAX_MANIFEST_BYTES, FileEntry, read_json
+from wafervlm.files import check_writable, flush_tree, replace_folder, write_whole
+from wafervlm.manifest import FileEntry
+from wafervlm.strict import MAX_MANIFEST_BYTES, read_json
 
 VERIFIED = "verified.json"
 ENGINE_FILES = (ENGINE_FILE, FEATURES_ENGINE, STEP_ENGINE)
@@ -81,13 +83,9 @@ class Engine:
 
     def record(self, verification: Verification) -> bool:
         """Keep ``verification`` beside the engine; False where the folder cannot be written."""
-        beside = self.path / f".{VERIFIED}.{os.getpid()}.writing"
         try:
-            beside.write_text(_text(verification.to_dict()), encoding="utf-8")
-            beside.replace(self.path / VERIFIED)
+            write_whole(self.path / VERIFIED, _text(verification.to_dict()), sync=False)
         except OSError:
-            with contextlib.suppress(OSError):
-                beside.unlink()
             return False
         return True
 
@@ -118,7 +116,8 @@ def open_engine(path: str | Path, bundle: Bundle) -> Engine:
     """Open the engine folder ``path``, which must have been built from ``bundle``.
 
     Raises ManifestError, SchemaVersionError, FileSetError (a missing or extra file, a link), DigestError
-    (another size than the manifest's) and UsageError for an engine of another bundle.
+    (another size than the manifest's) and UsageError where there is no folder, and for an engine of another
+    bundle.
     """
     folder = Path(path)
     engine = Engine(folder, read_manifest(folder))
@@ -126,8 +125,8 @@ def open_engine(path: str | Path, bundle: Bundle) -> Engine:
     if manifest.bundle != bundle.digest:
         raise UsageError(
             f"engine {folder} was built from bundle {manifest.bundle[:12]} ({manifest.bundle_name}) and this "
-            f"is bundle {bundle.digest[:12]} ({bundle.manifest.name}); name that bundle, or build an engine "
-            f"from this one: {build_command(folder, bundle.path)}"
+            f"is bundle {bundle.digest[:12]} ({bundle.manifest.name}); name that bundle with --bundle (in "
+            f"Python bundle=){_build_another(bundle, manifest)}"
         )
     with readable(folder, "engine"):
         _check_files(engine)
@@ -135,21 +134,42 @@ def open_engine(path: str | Path, bundle: Bundle) -> Engine:
 
 
 def read_manifest(folder: Path) -> EngineManifest:
-    """The manifest of the engine folder ``folder``. Raises ManifestError and SchemaVersionError."""
+    """The manifest of the engine folder ``folder``. Raises ManifestError, SchemaVersionError, and UsageError
+    where there is no folder or a bundle's."""
     path = folder / MANIFEST
     with readable(folder, "engine"):
-        found = path.is_file()
+        there, found = folder.is_dir(), path.is_file()
+    if not there:
+        raise UsageError(
+            f"there is no engine folder at {folder}; check the path, or build it: {build_command(folder)}"
+        )
     if not found:
         raise ManifestError(
-            f"{folder} holds no {MANIFEST}, so it is no engine folder; build one: {build_command(folder)}"
+            f"{folder} holds no {MANIFEST}, so it is no engine folder; build one: "
+            + build_command(Path("ENGINE"))
         )
     return engine_manifest(read_json(_read_plain(path, MAX_MANIFEST_BYTES), str(path)), str(path))
 
 
-def build_command(engine: Path, bundle: Path | None = None, *, words: bool = False) -> str:
-    """The command that builds ``engine`` for the GPU that is here, with ``words`` too where so asked."""
-    more = ["--words"] if words else []
+def build_command(
+    engine: Path, bundle: Path | None = None, *, words: bool = False, like: EngineManifest | None = None
+) -> str:
+    """The command that builds ``engine``, in the place of what is there, with ``words`` too where so asked:
+    for the GPU that is here, or for others where ``like`` was built ahead of time."""
+    more = ["--replace"] if (engine / MANIFEST).exists() else []
+    more += ["--words"] if words else []
+    if like is not None and like.gpu is None:
+        more += ["--target", f"rtx:{','.join(like.compute_capabilities)}"]
     return command("wafervlm", "engine", "--bundle", bundle or "BUNDLE", "-o", engine, *more)
+
+
+def _build_another(bundle: Bundle, like: EngineManifest) -> str:
+    """How to build an engine like this one from ``bundle``; nothing where TensorRT does not read it."""
+    if bundle.manifest.graph.vision != "float32":
+        return ""
+    words = like.words is not None and bundle.manifest.words is not None
+    again = build_command(Path("ENGINE"), bundle.path, words=words, like=like)
+    return f", or build an engine from this one, in another folder: {again}"
 
 
 def verify_command(engine: Path, bundle: Path) -> str:
@@ -161,8 +181,8 @@ def verify_command(engine: Path, bundle: Path) -> str:
 def writing_engine(out: Path) -> Iterator[Path]:
     """Yield a new folder beside ``out``; when the block ends well it takes the name ``out``.
 
-    An engine that stood there is replaced; anything else is left and refused with UsageError. Raises
-    ResourceError where the disk is full.
+    An engine that stood there is replaced; anything else is left and refused with UsageError, and so is a
+    place that cannot be written. Raises ResourceError where the disk is full.
     """
     check_output(out)
     work = out.parent / f".{out.name}.{os.getpid()}.writing"
@@ -171,21 +191,22 @@ def writing_engine(out: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         yield work
-        for path in (*work.iterdir(), work):
-            _sync(path)
-        _take_place(work, out)
+        flush_tree(work)
+        replace_folder(work, out)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise ResourceError(f"the disk is full while writing {out}; free space and run again") from error
+        error.filename, error.filename2 = str(out), None
         raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def check_output(out: Path) -> None:
-    """Refuse to write over a folder that is no engine. Raises UsageError."""
+    """Refuse to write over a folder that is no engine, or where nothing can be written. Raises UsageError."""
     if out.exists() and not (out.is_dir() and not _extra(out, ENGINE_FILES)):
         raise UsageError(f"{out} exists and is no engine folder; choose another folder")
+    check_writable(out)
 
 
 def write_file(folder: Path, data: Any, name: str = ENGINE_FILE) -> FileEntry:
@@ -199,9 +220,7 @@ def write_file(folder: Path, data: Any, name: str = ENGINE_FILE) -> FileEntry:
 
 def write_engine_manifest(folder: Path, manifest: EngineManifest) -> None:
     """Write ``manifest.json`` into ``folder``, whole or not at all."""
-    beside = folder / f".{MANIFEST}.writing"
-    beside.write_text(_text(manifest.to_dict()), encoding="utf-8")
-    beside.replace(folder / MANIFEST)
+    write_whole(folder / MANIFEST, _text(manifest.to_dict()), sync=False)
 
 
 def now() -> str:
@@ -209,27 +228,8 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _text(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _take_place(work: Path, out: Path) -> None:
-    aside = out.parent / f".{out.name}.{os.getpid()}.replaced"
-    if out.exists():
-        out.rename(aside)
-    work.rename(out)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    # Windows opens no folders, and flushes a file's name with the file.
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _text(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _check_files(engine: Engine) -> None:
@@ -255,8 +255,8 @@ def _check_size(path: Path, size: int, wanted: int) -> None:
     if size != wanted:
         what = "truncated" if size < wanted else "changed"
         raise DigestError(
-            f"{path} is not the {wanted} bytes of its manifest: {what}; "
-            f"do not use it, build the engine again: {build_command(path.parent)}"
+            f"{path} is {size} bytes and its manifest says {wanted}: {what}; do not use it, build the engine "
+            f"again: {build_command(path.parent)}"
         )
 
 

@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from wafervlm import console
-from wafervlm.bundle import Bundle, FileEntry
+from wafervlm.bundle import MANIFEST, Bundle, FileEntry
 from wafervlm.engine import Engine, now, read_manifest, write_engine_manifest, write_file, writing_engine
 from wafervlm.engine_manifest import ENGINE_FILE, EngineManifest, Verification
 from wafervlm.engine_words import FEATURES_ENGINE, STEP_ENGINE, WordsEngines
-from wafervlm.errors import IntegrityError
+from wafervlm.errors import IntegrityError, UsageError
 from wafervlm.runtimes.tensorrt_build import Report, build_engine
 from wafervlm.runtimes.tensorrt_loading import find_place
 from wafervlm.runtimes.tensorrt_target import Target
@@ -58,11 +58,16 @@ def draft_of(
     )
 
 
-def found_or_built(bundle: Bundle, target: Target, draft: EngineManifest, out: Path) -> EngineManifest:
-    """The manifest of the engine in ``out``, built where none stands there that is what is asked for. Where
-    the GPU is here the golden maps have come out of it, and ``verification`` says so."""
+def found_or_built(
+    bundle: Bundle, target: Target, draft: EngineManifest, out: Path, *, replacing: bool = False
+) -> EngineManifest:
+    """The manifest of the engine in ``out``, built where nothing stands there; another engine than what is
+    asked for, or a damaged one, only gives way with ``replacing``. Where the GPU is here the golden maps have
+    come out of it, and ``verification`` says so. Raises UsageError."""
     standing = _standing(out, draft)
     if standing is None:
+        if not replacing:
+            check_free(out, draft)
         return _build(bundle, target, draft, out)
     console.say(f"{out} is complete and of this bundle already; it is not built again")
     if target.gpu is None:
@@ -76,8 +81,38 @@ def found_or_built(bundle: Bundle, target: Target, draft: EngineManifest, out: P
     return replace(standing, verification=known or _verify(bundle, engine))
 
 
+def check_free(out: Path, draft: EngineManifest) -> None:
+    """Refuse to build where an engine stands. Raises UsageError, which says in what it is another one."""
+    if not (out / MANIFEST).exists():
+        return
+    try:
+        differs = draft.differences(read_manifest(out))
+        what = f"another engine ({', '.join(differs)})" if differs else "an engine that is damaged"
+    except IntegrityError:
+        what = "an engine that is damaged"
+    raise UsageError(
+        f"{out} holds {what}; choose another folder, or put this one in its place with --replace"
+    )
+
+
+def report_lines(out: Path, manifest: EngineManifest, seconds: float) -> Iterator[str]:
+    """What stands in ``out`` after so many ``seconds``, in words."""
+    size = sum(entry.size for entry in manifest.files) / 1e6
+    yield f"engine {out}: {size:.1f} MB in {seconds:.1f} s"
+    for entry in manifest.files:
+        yield f"  {entry.path}  {entry.size / 1e6:.1f} MB  sha256 {entry.sha256}"
+    found = manifest.verification
+    if found is not None:
+        yield (
+            f"golden maps on {found.place.gpu}: label log-probabilities up to {found.max_abs_difference:.2g} "
+            f"off ({found.tolerance:g} allowed), the same answer on {found.label_agreement:.0%} of the maps"
+        )
+
+
 def _standing(out: Path, draft: EngineManifest) -> EngineManifest | None:
     """The manifest of the engine that stands in ``out`` and is what is asked for, if one does."""
+    if not (out / MANIFEST).exists():
+        return None
     try:
         manifest = read_manifest(out)
         if not draft.made_like(manifest):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from wafervlm import console
-from wafervlm.commands import bundle_option
 from wafervlm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +16,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@bundle_option
+@click.option(
+    "--bundle",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Bundle folder, exported with --vision float32: not the embedded one, whose vision tower computes "
+    "in 8-bit integers, which TensorRT does not read.",
+)
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Engine folder to write.")
 @click.option(
     "--target",
@@ -56,9 +61,10 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0, min_open=True),
     help="How far label log-probabilities may lie off.  [default: bf16 0.5, fp16 0.06, fp32 0.01]",
 )
+@click.option("--replace", is_flag=True, help="Put the engine in the place of another one that is at OUT.")
 @console.json_option
 def engine(
-    bundle: Path | None,
+    bundle: Path,
     out: Path,
     target: str,
     precision: str,
@@ -66,13 +72,15 @@ def engine(
     words: bool,
     max_prompt: int | None,
     tolerance: float | None,
+    replace: bool,
     as_json: bool,
 ) -> None:
     """Compile a bundle into a TensorRT engine, which one or more kinds of GPU can run.
 
     With --target rtx:... no GPU is needed; the engine must pass wafervlm verify on each machine before it is
     used there. Built on the machine with the GPU, it runs the golden maps at once, and is written only where
-    their scores come out. An engine runs with the version of TensorRT that built it, and no other.
+    their scores come out. An engine runs with the version of TensorRT that built it, and no other. One that
+    is at OUT already, of the same bundle and settings, is left as it is; another one needs --replace.
 
     With --words the bundle must have been exported with words. What its own graphs say of two golden maps is
     kept as reference, which takes wafervlm[cpu,words] here; the tool needs wafervlm[words] alone.
@@ -85,7 +93,7 @@ def engine(
     """
     from wafervlm.bundle import open_bundle
     from wafervlm.engine import check_output, verify_command
-    from wafervlm.engine_build import draft_of, found_or_built
+    from wafervlm.engine_build import draft_of, found_or_built, report_lines
     from wafervlm.runtimes.tensorrt_build import TOLERANCES, check_buildable
     from wafervlm.runtimes.tensorrt_target import find_target
 
@@ -99,15 +107,15 @@ def engine(
     allowed = tolerance or TOLERANCES[precision]
     console.settings(
         {
-            "bundle": f"{bundle or 'embedded'} ({opened.manifest.name} {opened.digest[:12]})",
+            "bundle": f"{bundle} ({opened.manifest.name} {opened.digest[:12]})",
             "out": out,
             "builder": f"{found.library.name} {found.library.version} ({found.reason})",
-            "gpu": found.gpu.name if found.gpu else None,
+            "gpu": found.gpu.name if found.gpu else "none needed",
             "compute_capabilities": found.compute_capabilities,
             "precision": precision,
             "weights": opened.manifest.graph.precision,
             "max_batch": max_batch,
-            "words": f"prompts of up to {longest} tokens at once" if longest else None,
+            "words": f"prompts of up to {longest} tokens at once" if longest else "none",
             "tolerance": allowed,
         }
     )
@@ -115,9 +123,13 @@ def engine(
         opened, found, precision=precision, max_batch=max_batch, max_prompt=longest, tolerance=allowed
     )
     started = time.monotonic()
-    manifest = found_or_built(opened, found, draft, out)
+    manifest = found_or_built(opened, found, draft, out, replacing=replace)
     seconds = round(time.monotonic() - started, 1)
-    console.result({"engine": str(out), "seconds": seconds, **manifest.to_dict()}, as_json)
+    if as_json:
+        console.json_line({"engine": str(out), "seconds": seconds, **manifest.to_dict()})
+    else:
+        for line in report_lines(out, manifest, seconds):
+            click.echo(line)
     if manifest.verification is None:
         console.say(
             "unverified: it is refused until the golden maps have come out on the machine that uses it"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from wafervlm.engine_words import (
@@ -12,8 +12,9 @@ from wafervlm.engine_words import (
     words_engines,
     words_verification,
 )
-from wafervlm.errors import ManifestError, SchemaVersionError
-from wafervlm.manifest import FileEntry, check_range, check_table, file_entry
+from wafervlm.errors import ManifestError, SchemaVersionError, UsageError
+from wafervlm.manifest import FileEntry, file_entry
+from wafervlm.strict import check_range, check_table
 
 ENGINE_SCHEMA = 2
 """Of engines with words; those without are written as before there were any, in schema 1."""
@@ -100,17 +101,16 @@ class EngineManifest:
     def made_like(self, other: EngineManifest) -> bool:
         """Whether ``other`` was built from the same bundle by the same builder for the same ends, and has
         words where these are asked for."""
+        return not self.differences(other)
+
+    def differences(self, other: EngineManifest) -> tuple[str, ...]:
+        """In what ``other`` was built otherwise than ``self`` asks for; nothing where it was not."""
+        ignored = ("created", "file", "verification", "driver", "gpu", "words")
+        mine, theirs = ({f.name: getattr(each, f.name) for f in fields(each)} for each in (self, other))
+        found = [name for name in mine if name not in ignored and mine[name] != theirs[name]]
         if self.words is not None and (other.words is None or not self.words.built_like(other.words)):
-            return False
-        ignored: Mapping[str, Any] = {
-            "created": "",
-            "file": self.file,
-            "verification": None,
-            "driver": None,
-            "gpu": None,
-            "words": None,
-        }
-        return replace(self, **ignored) == replace(other, **ignored)
+            found.append("words")
+        return tuple(found)
 
 
 _KEYS: dict[str, type] = {
@@ -148,8 +148,13 @@ _PLACE_KEYS: dict[str, type] = dict.fromkeys(
 
 
 def engine_manifest(values: dict[str, Any], where: str) -> EngineManifest:
-    """The manifest that ``values`` hold; ``where`` names it in messages. Raises ManifestError and
-    SchemaVersionError."""
+    """The manifest that ``values`` hold; ``where`` names it in messages. Raises ManifestError,
+    SchemaVersionError, and UsageError for that of a bundle."""
+    if "task" in values and "builder" not in values:
+        raise UsageError(
+            f"{where} is of a bundle folder, not of an engine; name it with --bundle (in Python bundle=), "
+            "and with --engine a folder that wafervlm engine built"
+        )
     version = values.get("schema_version")
     if isinstance(version, int) and version > ENGINE_SCHEMA:
         raise SchemaVersionError(
@@ -165,7 +170,8 @@ def engine_manifest(values: dict[str, Any], where: str) -> EngineManifest:
         "file": (file.path == ENGINE_FILE, f"named {ENGINE_FILE}"),
         "builder": (values["builder"] in BUILDERS, f"one of {BUILDERS}"),
         "precision": (values["precision"] in ENGINE_PRECISIONS, f"one of {ENGINE_PRECISIONS}"),
-        "max_batch": (values["max_batch"] >= values["min_batch"] >= 1, "min_batch or more, from 1"),
+        "min_batch": (values["min_batch"] >= 1, "1 or more"),
+        "max_batch": (values["max_batch"] >= values["min_batch"], f"{values['min_batch']} or more"),
         "tolerance": (values["tolerance"] > 0, "greater than 0"),
         "compute_capabilities": (
             bool(values["compute_capabilities"])

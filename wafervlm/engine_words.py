@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from wafervlm.errors import ManifestError
-from wafervlm.manifest import FileEntry, check_range, check_table, file_entry
+from wafervlm.manifest import FileEntry, file_entry
+from wafervlm.strict import check_range, check_table
 
 FEATURES_ENGINE, STEP_ENGINE = "features.engine", "step.engine"
 

@@ -13,7 +13,7 @@
     |   |   +-- LeakError            a lot or a map that is in two splits
     |   +-- CheckpointError          a model folder: architecture, missing or misshapen tensor
     +-- TaskError                 1  a task whose labels, prompt or render cannot work
-    |   +-- LockError                a task or an image outside what the bundle was locked to
+    |   +-- LockError             3  a task, graph or bundle other than what the bundle was locked to
     +-- IntegrityError            3  an artefact that is not as it was written
     |   +-- ManifestError            manifest missing, not JSON, too large, incomplete
     |   +-- SchemaVersionError       written by a newer wafervlm
@@ -85,7 +85,9 @@ class TaskError(WaferVLMError, ValueError):
 
 
 class LockError(TaskError):
-    """A task or an image differs from what the bundle was locked to."""
+    """A task, a graph or another bundle differs from what the bundle was locked to."""
+
+    exit_code = 3
 
 
 class IntegrityError(WaferVLMError):
@@ -156,3 +158,9 @@ class ClosedError(WaferVLMError):
 
 class WaferVLMWarning(UserWarning):
     """Something works but deserves a look."""
+
+
+def import_fault(package: str, error: Exception) -> str:
+    """What is the matter with ``package``, whose import raised ``error``: not installed, or broken."""
+    absent = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == package
+    return "is not installed" if absent else f"is installed and cannot be used ({error})"

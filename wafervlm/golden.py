@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from numpy.typing import NDArray
 
 from wafervlm.bundle import GOLDEN, Bundle
 from wafervlm.errors import IntegrityError, UsageError
+from wafervlm.manifest import Manifest
 from wafervlm.wafermap import WaferMap
 
 MAX_BYTES = 256 << 20
 _ARRAYS = ("maps", "offsets", "heights", "widths", "labels", "reference")
+_DEPLOYED = "deployed"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 # What zipfile, zlib and numpy raise for bytes that are no such archive; RuntimeError is an encrypted entry.
 _UNREADABLE = (
@@ -53,8 +56,9 @@ class Golden:
             )
 
 
-def write_golden(path: str | Path, golden: Golden) -> None:
-    """Write ``golden`` as an .npz whose bytes depend on its content alone."""
+def write_golden(path: str | Path, golden: Golden, manifest: Manifest | None = None) -> None:
+    """Write ``golden`` as an .npz whose bytes depend on its content alone. With ``manifest`` go the settings
+    of its that answers depend on besides the files, so that a change of them is seen: ``check_deployed``."""
     grids = [wafer.dies for wafer in golden.maps]
     sizes = [grid.size for grid in grids]
     arrays: dict[str, NDArray[np.generic]] = {
@@ -65,6 +69,9 @@ def write_golden(path: str | Path, golden: Golden) -> None:
         "labels": np.array(golden.labels, dtype=np.str_),
         "reference": golden.reference.astype("<f4"),
     }
+    if manifest is not None:
+        text = json.dumps(_deployed(manifest), sort_keys=True)
+        arrays[_DEPLOYED] = np.frombuffer(text.encode(), dtype=np.uint8)
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             buffer = io.BytesIO()
@@ -91,6 +98,46 @@ def read_golden(bundle: Bundle) -> Golden:
             f"{len(labels)}; export the bundle again"
         )
     return golden
+
+
+def check_deployed(bundle: Bundle) -> None:
+    """Refuse a bundle whose manifest gives its temperature, or another setting that answers depend on,
+    otherwise than when its golden maps were written; bundles from before these were kept with them pass.
+    Raises IntegrityError."""
+    try:
+        kept = _kept(bundle.read(GOLDEN))
+    except _UNREADABLE as error:
+        raise IntegrityError(
+            f"the golden maps {bundle.path / GOLDEN} cannot be read: {error}; export the bundle again"
+        ) from None
+    for name, value in _deployed(bundle.manifest).items():
+        if name in kept and kept[name] != value:
+            raise IntegrityError(
+                f"{name} in the manifest of bundle {bundle.path} is {value!r}, and it was exported with "
+                f"{kept[name]!r}: it was changed afterwards; copy the bundle again from where it was exported"
+            )
+
+
+def _deployed(manifest: Manifest) -> dict[str, float | str]:
+    return {
+        "temperature": manifest.temperature,
+        "threshold": manifest.threshold,
+        "accuracy_level": manifest.graph.accuracy_level,
+        "vision": manifest.graph.vision,
+        "verify_tolerance": manifest.verify_tolerance,
+    }
+
+
+def _kept(data: bytes) -> dict[str, Any]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if f"{_DEPLOYED}.npy" not in archive.namelist():
+            return {}
+        if archive.getinfo(f"{_DEPLOYED}.npy").file_size > MAX_BYTES:
+            raise ValueError(f"they unpack to more than {MAX_BYTES >> 20} MiB")
+        kept = json.loads(_array(archive, _DEPLOYED).tobytes())
+    if not isinstance(kept, dict):
+        raise ValueError("the settings in them are no table")
+    return kept
 
 
 def _parse(data: bytes) -> Golden:

@@ -16,8 +16,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wafervlm import console
-from wafervlm.commands import bundle_option, cache_option, engine_option, runtime_option, threads_option
 from wafervlm.errors import SetupError
+from wafervlm.options import (
+    bundle_option,
+    cache_option,
+    engine_option,
+    runtime_option,
+    shown_runtime,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from wafervlm.latency import Latency
@@ -31,9 +38,8 @@ FEWEST_BATCHES = 10
 @click.option(
     "--latency",
     is_flag=True,
-    required=True,
     expose_value=False,
-    help="Time the bundle. Without this, judge it by labelled maps, which needs a checkout of the project.",
+    help="Time the bundle. Without this labelled maps judge it, which needs a checkout of the project.",
 )
 @bundle_option
 @engine_option
@@ -64,12 +70,12 @@ def benchmark(
     """Time how long a bundle takes for a wafer here: from a file of dies to the answer.
 
     Each call has a map of its own, made from the bundle's golden maps by turning, mirroring and changing some
-    dies, and written to a temporary folder. The last line on stdout is the summary as JSON.
+    dies, and written to a temporary folder. With --json all figures are one line of JSON.
 
     \b
     Example:
       wafervlm benchmark --latency --bundle bundle/
-      wafervlm benchmark --latency --bundle bundle/ --runtime openvino --threads 2 --batch 16
+      wafervlm benchmark --latency --bundle bundle/ --runtime openvino --threads 2 --batch 16 --json
     """
     from wafervlm.bundle import open_bundle
     from wafervlm.golden import read_golden
@@ -90,16 +96,18 @@ def benchmark(
             "runtime": model.runtime,
             "threads": threads or "one for each core",
         }
-        console.settings({**shown, "calls": calls, "warmup": warmup, "batch": batch, "maps": len(maps)})
+        counts = {"calls": calls, "warmup": warmup, "batch": batch, "maps": len(maps)}
+        console.settings({**shown, "runtime": shown_runtime(model, engine), **counts})
         with _written(maps) as paths:
             found |= _times(model, paths, warmup, runs)
     disk = opened.path if engine is None else engine
     found |= {"peak_mib": peak_memory_mib(), "disk_mib": _size_mib(disk), "gpu": _gpu(model.runtime)}
     summary = {**shown, **found, "machine": machine}
-    if not as_json:
-        for line in table(summary):
-            click.echo(line)
-    console.json_line(summary)
+    if as_json:
+        console.json_line(summary)
+        return
+    for line in table(summary):
+        click.echo(line)
 
 
 def table(summary: Mapping[str, Any]) -> list[str]:
@@ -117,7 +125,6 @@ def table(summary: Mapping[str, Any]) -> list[str]:
         f"load {summary['load_ms']:.0f} ms, first answer {summary['first_answer_ms']:.1f} ms{memory}",
         f"{summary['disk_mib']:.1f} MiB on disk, {summary['runtime']}, threads: {summary['threads']}",
         ", ".join(filter(None, (summary["gpu"], summary["machine"]["cpu"]))),
-        "",
     ]
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wafervlm.bundle import Bundle, open_bundle
+from wafervlm.cores import check_threads
 from wafervlm.engine import Engine, open_engine
 from wafervlm.errors import UsageError, WaferVLMWarning
-from wafervlm.golden import read_golden
+from wafervlm.golden import check_deployed, read_golden
 from wafervlm.model import WaferVLM
 from wafervlm.runtimes import Runtime, choose_runtime, open_runtime
 from wafervlm.runtimes.deferred import DeferredRuntime
@@ -33,9 +34,10 @@ def load(
 
     ``runtime`` is "onnx", "onnx-cuda", "openvino", "tensorrt" or "auto"; None is "tensorrt" where
     ``engine``, a folder that ``wafervlm engine`` built, is given, else "onnx". "auto" takes the fastest that
-    can run here, "openvino" excepted, and logs which and why; where that is not ``engine``, though one was
-    named, a WaferVLMWarning says so. ``runtime_cache`` is a folder in which tensorrt_rtx keeps compiled
-    kernels. ``threads`` is how many threads one prediction uses on the CPU, one per core when None.
+    can run here, "openvino" only where there is no ONNX Runtime, and logs which and why; where that is not
+    ``engine``, though one was named, a WaferVLMWarning says so. ``runtime_cache`` is a folder in which
+    tensorrt_rtx keeps compiled kernels. ``threads`` is how many threads one prediction uses on the CPU: one
+    per core when None, and no more than there are cores that this process may use.
 
     Every file's digest is compared before anything parses it; nothing is fetched, and nothing is written
     outside ``runtime_cache``. Raises IntegrityError where bundle or engine is not as it was written,
@@ -43,8 +45,7 @@ def load(
     not as it was, ProviderError and MissingDependencyError for what this machine lacks, ResourceError where
     memory runs out, UsageError for an argument that cannot be meant.
     """
-    opened = open_bundle(bundle)
-    named = None if engine is None else open_engine(engine, opened)
+    opened, named = _opened(bundle, engine, runtime_cache, threads)
     name, why = _chosen(runtime, opened, named, choose_runtime)
     compiled = named if name == "tensorrt" or not why else None
     cache = Path(runtime_cache) if runtime_cache is not None and (name == "tensorrt" or not why) else None
@@ -76,8 +77,7 @@ def load_for_words(
     ``runtime`` is "onnx", "onnx-cuda", "tensorrt" or "auto"; None is "tensorrt" where ``engine`` is given,
     else "onnx". Raises what ``load`` raises, and UsageError where bundle or engine have no words.
     """
-    opened = open_bundle(bundle)
-    named = None if engine is None else open_engine(engine, opened)
+    opened, named = _opened(bundle, engine, runtime_cache, threads)
     name, why = _chosen(runtime, opened, named, choose_words_runtime)
     if name != "tensorrt" and not why and (named is not None or runtime_cache is not None):
         raise UsageError(
@@ -92,6 +92,19 @@ def load_for_words(
     model = WaferVLM(opened, ready, speaker=lambda: speaker, runtime_name=speaker.runtime)
     model._words()  # held from now on, so that closing the model closes it
     return model
+
+
+def _opened(
+    bundle: str | Path | None, engine: str | Path | None, cache: str | Path | None, threads: int | None
+) -> tuple[Bundle, Engine | None]:
+    """Bundle and engine, once the arguments are what they must be."""
+    for what, value in (("bundle", bundle), ("engine", engine), ("runtime_cache", cache)):
+        if not isinstance(value, (str, Path, type(None))):
+            raise UsageError(f"{what} is {value!r}; it must be the path of a folder, as text or a Path")
+    check_threads(threads)
+    opened = open_bundle(bundle)
+    check_deployed(opened)
+    return opened, None if engine is None else open_engine(engine, opened)
 
 
 def _chosen(

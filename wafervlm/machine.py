@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from wafervlm import workshop
-from wafervlm.doctor import installed, usable_cores
+from wafervlm.cores import usable_cores
+from wafervlm.doctor import installed
 
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
 # What decides how fast 4-bit and bfloat16 products run.

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from wafervlm.errors import LockError, ManifestError, SchemaVersionError
+from wafervlm.errors import LockError, ManifestError, SchemaVersionError, UsageError
+from wafervlm.strict import check_items, check_range, check_table, is_kind, read_json
 from wafervlm.task import Task
 from wafervlm.words.section import Words
 
 SCHEMA_VERSION = 1
-MAX_MANIFEST_BYTES = 4 << 20
 PRECISIONS = ("int4", "int3", "float32")
 Vision = Literal["float32", "int8"]
 VISIONS: tuple[Vision, ...] = get_args(Vision)
@@ -62,8 +61,8 @@ class Manifest:
     ``verify_tolerance`` is how far the deployed graph's label log-probabilities may lie from the golden
     maps' reference. ``provenance`` holds one table for each stage that made the bundle, ``parity`` the
     figures measured at export, ``citations`` what must be cited with the data behind the model.
-    ``words`` says how text is generated, None where the bundle only classifies. ``write_manifest`` fills
-    ``files``.
+    ``words`` says how text is generated, None where the bundle only classifies. ``threshold`` is what a class
+    of a multi-label task must reach, and counts for such a task alone. ``write_manifest`` fills ``files``.
     """
 
     name: str
@@ -77,6 +76,7 @@ class Manifest:
     parity: Mapping[str, float] = field(default_factory=dict)
     citations: tuple[str, ...] = ()
     words: Words | None = None
+    threshold: float = 0.5
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -94,6 +94,7 @@ class Manifest:
             "task_digest": self.task_digest,
             "graph": asdict(self.graph),
             "temperature": self.temperature,
+            **({"threshold": self.threshold} if self.task.multi_label else {}),
             "verify_tolerance": self.verify_tolerance,
             "files": [asdict(entry) for entry in self.files],
             "provenance": [dict(stage) for stage in self.provenance],
@@ -113,11 +114,16 @@ class Manifest:
         """Read a manifest; ``where`` names it in messages.
 
         Raises ManifestError (not JSON, too large, unknown or missing key, wrong type or range),
-        SchemaVersionError and LockError.
+        SchemaVersionError, LockError, and UsageError for the manifest of an engine.
         """
         values = read_json(data, where)
+        if "builder" in values and "task" not in values:
+            raise UsageError(
+                f"{where} is of an engine folder, not of a bundle; name it with --engine (in Python "
+                "engine=), and with --bundle the bundle that it was built from"
+            )
         version: Any = values.get("schema_version")
-        if not _is(version, int):
+        if not is_kind(version, int):
             raise ManifestError(
                 f"{where} does not say its schema_version as a whole number; it is not a manifest"
             )
@@ -160,11 +166,14 @@ _TASK_TEXTS = ("name", "prompt", "order", "answer_prefix", "answer_suffix")
 
 
 def _manifest(values: dict[str, Any], where: str) -> Manifest:
-    # Bundles without words do not mention them.
-    check_table({key: value for key, value in values.items() if key != "words"}, _MANIFEST_KEYS, where)
-    _check_items(values["provenance"], dict, f"provenance of {where}")
-    _check_items(values["citations"], str, f"citations of {where}")
-    _check_items(list(values["parity"].values()), float, f"parity of {where}")
+    # Bundles without words do not mention them, and a threshold is for multi-label tasks alone.
+    kinds = {**_MANIFEST_KEYS, **({"threshold": float} if _is_multi_label(values) else {})}
+    check_table({key: value for key, value in values.items() if key != "words"}, kinds, where)
+    threshold = float(values.get("threshold", 0.5))
+    check_range(0 < threshold < 1, "threshold", threshold, "between 0 and 1", where)
+    check_items(values["provenance"], dict, f"provenance of {where}")
+    check_items(values["citations"], str, f"citations of {where}")
+    check_items(list(values["parity"].values()), float, f"parity of {where}")
     check_range(values["temperature"] > 0, "temperature", values["temperature"], "greater than 0", where)
     check_range(
         values["verify_tolerance"] >= 0, "verify_tolerance", values["verify_tolerance"], "0 or more", where
@@ -186,8 +195,13 @@ def _manifest(values: dict[str, Any], where: str) -> Manifest:
         files=tuple(file_entry(entry, where) for entry in values["files"]),
         provenance=tuple(values["provenance"]),
         citations=tuple(values["citations"]),
+        threshold=threshold,
         words=None if "words" not in values else Words.from_dict(values["words"], where),
     )
+
+
+def _is_multi_label(values: dict[str, Any]) -> bool:
+    return isinstance(values.get("task"), dict) and values["task"].get("kind") == "multi-label"
 
 
 def _graph(values: dict[str, Any], where: str) -> Graph:
@@ -201,9 +215,8 @@ def _graph(values: dict[str, Any], where: str) -> Graph:
     check_range(graph.vision in VISIONS, "vision", graph.vision, f"one of {VISIONS}", where)
     check_range(graph.opset > 0, "opset", graph.opset, "greater than 0", where)
     group = graph.group_size
-    fits = (
-        group is None if graph.precision == "float32" else group is not None and _is(group, int) and group > 0
-    )
+    whole = group is not None and is_kind(group, int) and group > 0
+    fits = group is None if graph.precision == "float32" else whole
     check_range(fits, "group_size", group, "a number of weights, or null for float32", where)
     return graph
 
@@ -219,11 +232,11 @@ def file_entry(values: object, where: str) -> FileEntry:
 
 
 def _task(values: dict[str, Any], where: str) -> Task:
-    _check_items([values.get(key, "") for key in _TASK_TEXTS], str, f"texts of the task in {where}")
+    check_items([values.get(key, "") for key in _TASK_TEXTS], str, f"texts of the task in {where}")
     labels, spellings = values.get("labels"), values.get("spellings", {})
     if not isinstance(labels, list) or not isinstance(spellings, dict):
         raise ManifestError(f"the task in {where} must hold a list of labels and a table of spellings")
-    _check_items([*labels, *spellings.values()], str, f"labels and spellings of the task in {where}")
+    check_items([*labels, *spellings.values()], str, f"labels and spellings of the task in {where}")
     if not isinstance(values.get("system"), (str, type(None))):
         raise ManifestError(f"system of the task in {where} must be text or null")
     try:
@@ -235,66 +248,3 @@ def _task(values: dict[str, Any], where: str) -> Task:
             f"the task in {where} is not written in full, as an export writes it; export it again"
         )
     return task
-
-
-def read_json(data: bytes, where: str) -> dict[str, Any]:
-    if len(data) > MAX_MANIFEST_BYTES:
-        raise ManifestError(f"{where} is larger than {MAX_MANIFEST_BYTES >> 20} MiB, which no manifest is")
-    try:
-        values = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
-        )
-    except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{where} is not valid JSON: {error}; copy it again, or make it anew") from None
-    if not isinstance(values, dict):
-        raise ManifestError(f"{where} must hold one JSON object")
-    return values
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
-    return values
-
-
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a number")
-
-
-def _is(value: object, kind: type) -> bool:
-    """Whether a JSON value is of ``kind``: a whole number is a float too, true and infinity are none."""
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-
-
-def check_table(values: Mapping[str, Any], kinds: Mapping[str, type], where: str) -> None:
-    for key in values:
-        if key not in kinds:
-            raise ManifestError(f"{where} has the unknown key {key!r}; known are {', '.join(kinds)}")
-    for key, kind in kinds.items():
-        if key not in values:
-            raise ManifestError(f"{where} lacks the key {key!r}")
-        if not _is(values[key], kind):
-            raise ManifestError(
-                f"{key} in {where} must be {_KIND_NAMES[kind]}, not {type(values[key]).__name__} "
-                f"({str(values[key])[:40]!r})"
-            )
-
-
-_KIND_NAMES = {int: "a whole number", float: "a finite number", str: "text", list: "a list", dict: "a table"}
-
-
-def _check_items(values: list[Any], kind: type, what: str) -> None:
-    for value in values:
-        if not _is(value, kind):
-            raise ManifestError(
-                f"{what} must hold only items that are {_KIND_NAMES[kind]}, not {str(value)[:40]!r}"
-            )
-
-
-def check_range(good: bool, key: str, value: object, should: str, where: str) -> None:
-    if not good:
-        raise ManifestError(f"{key} in {where} is {value!r}; it must be {should}")

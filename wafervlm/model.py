@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from wafervlm.answers import answer_of, are_scores, probabilities
 from wafervlm.bundle import Bundle
 from wafervlm.deadline import deadline_of
 from wafervlm.errors import ClosedError, InputError, UsageError, VerificationError
 from wafervlm.manifest import Manifest
-from wafervlm.prediction import Prediction, softmax
+from wafervlm.prediction import Prediction
 from wafervlm.render import RgbImage, render
 from wafervlm.runtimes import Runtime
 from wafervlm.task import Task
@@ -248,20 +249,17 @@ class WaferVLM:
                     raise type(error)(f"item {index} of the batch: {error}") from error
             before_run = time.perf_counter_ns()
             scores = self._run(check_images(np.stack([view.image for view in views]), self.task), deadline)
-            probabilities = softmax(scores, self.manifest.temperature)
+            found = probabilities(self.task, scores, self.manifest.temperature)
             now = time.perf_counter_ns()
             run = now - before_run
             rest = now - started - run - sum(view.read + view.render for view in views)
-            for view, row in zip(views, probabilities, strict=True):
+            for view, row in zip(views, found, strict=True):
                 yield self._prediction(view, row, run / len(views), rest / len(views))
 
     def _prediction(self, view: View, row: NDArray[np.float64], run: float, rest: float) -> Prediction:
-        best = int(row.argmax())
         spent = {"read": view.read, "render": view.render, "run": run}
         return Prediction(
-            label=self.task.labels[best],
-            confidence=float(row[best]),
-            scores=dict(zip(self.task.labels, row.tolist(), strict=True)),
+            **answer_of(self.task, row, self.manifest.threshold),
             timing_ms={key: ns / 1e6 for key, ns in {**spent, "total": sum(spent.values()) + rest}.items()},
             id=view.wafer.id if view.wafer is not None else view.name,
             locked=view.wafer is not None,
@@ -289,11 +287,9 @@ class WaferVLM:
     def _run(self, images: RgbImage, deadline: float | None) -> NDArray[np.float32]:
         scores = self._ready().run(images, deadline)
         wanted = (len(images), len(self.task.labels))
-        good = scores.shape == wanted and bool(np.isfinite(scores).all())
-        # 1e-3 leaves room for float32 over hundreds of labels and for nothing else.
-        if not good or np.abs(np.exp(scores.astype(np.float64)).sum(axis=1) - 1).max() > 1e-3:
+        if scores.shape != wanted or not are_scores(self.task, scores):
             raise VerificationError(
                 f"bundle {self._bundle.path} gave scores that are no probabilities over {wanted[1]} labels "
-                "(not finite, or not summing to 1); run: wafervlm verify"
+                "(not finite, or of a wrong sum); run: wafervlm verify"
             )
         return scores

@@ -79,7 +79,7 @@ def _bars(pen: ImageDraw.ImageDraw, prediction: Prediction) -> None:
     start = left + int(max(face.getlength(name) for name in names.values())) + 14
     end = WIDTH - MARGIN - int(face.getlength("100.0%")) - 12
     for row, (label, score) in enumerate(prediction.scores.items()):
-        top, best = _TOP + _ROW * row, label == prediction.label
+        top, best = _TOP + _ROW * row, label in prediction.labels
         middle, ink = top + _ROW // 2, INK if best else FAINT
         pen.text((start - 14, middle), names[label], ink, face, anchor="rm")
         pen.rectangle((start, top + 7, end, top + _ROW - 7), TRACK)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from wafervlm.errors import WaferVLMError
 from wafervlm.render import RgbImage
+from wafervlm.task import JOIN, NONE
 from wafervlm.wafermap import WaferMap
 
 if TYPE_CHECKING:
@@ -31,8 +32,12 @@ class Prediction:
     ``locked`` is False for an image that is not a wafer map of the task: its answer is outside the
     prompt-and-render lock. ``task`` and ``bundle`` are the digests of the two. ``wafer`` is what was
     judged; ``image`` is (H, W, 3) uint8 RGB, what the model saw where there was no wafer map. Two
-    predictions are equal when all but their timing and image are. Raises WaferVLMError for scores that
-    are no probabilities.
+    predictions are equal when all but their timing and image are.
+
+    Of a multi-label task ``threshold`` is set: ``scores`` are the probabilities of its classes, each by
+    itself, ``label`` joins those that reach it with "+", "none" where there is none, and ``confidence`` is
+    the probability of just these, the classes taken as independent. Raises WaferVLMError for scores that are
+    no probabilities.
     """
 
     label: str
@@ -45,6 +50,7 @@ class Prediction:
     bundle: str = ""
     wafer: WaferMap | None = None
     image: RgbImage | None = field(default=None, compare=False)
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         scores = {label: float(score) for label, score in self.scores.items()}
@@ -68,11 +74,20 @@ class Prediction:
         outside = "" if self.locked else ", outside the lock"
         return f"<Prediction{name} {self.label} {self.confidence:.3f}{spent}{outside}>"
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that are the answer: one, or of a multi-label task any number."""
+        if self.threshold is None:
+            return (self.label,)
+        return tuple(label for label, score in self.scores.items() if score >= self.threshold)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON. Of the wafer its digest and counts, of the pictures nothing."""
+        several = {} if self.threshold is None else {"labels": self.labels, "threshold": self.threshold}
         return {
             "id": self.id,
             "label": self.label,
+            **several,
             "confidence": self.confidence,
             "scores": dict(self.scores),
             "timing_ms": dict(self.timing_ms),
@@ -97,17 +112,28 @@ class Prediction:
 
 def _check(prediction: Prediction) -> None:
     scores, label = prediction.scores, prediction.label
-    total = math.fsum(scores.values())
+    total = math.fsum(scores.values()) if prediction.threshold is None else 1.0
     if not all(0 <= score <= 1 + _TOLERANCE for score in scores.values()) or not abs(total - 1) <= _TOLERANCE:
         raise WaferVLMError(
             f"the scores {dict(scores)} are not probabilities (they sum to {total}); "
             "check the bundle with: wafervlm verify"
         )
-    if label not in scores or not abs(scores[label] - prediction.confidence) <= _TOLERANCE:
+    if prediction.threshold is None:
+        said, sure = label in scores, scores.get(label, -1.0)
+    else:
+        said = label == (JOIN.join(prediction.labels) or NONE)
+        sure = set_confidence(scores, prediction.labels)
+    if not said or not abs(sure - prediction.confidence) <= _TOLERANCE:
         raise WaferVLMError(
             f"label {label!r} with confidence {prediction.confidence} is not what the scores say: "
             f"{dict(scores)}"
         )
+
+
+def set_confidence(scores: Mapping[str, float], shown: Iterable[str]) -> float:
+    """The probability that just the classes ``shown`` are, of independent classes with ``scores``."""
+    found = set(shown)
+    return math.prod(score if label in found else 1 - score for label, score in scores.items())
 
 
 def _summary(wafer: WaferMap) -> dict[str, Any]:

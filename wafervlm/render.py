@@ -123,7 +123,7 @@ def _palette_index(image: RgbImage, spec: RenderSpec) -> DieGrid:
         raise ImageError(
             f"the image has colour {tuple(image[row, column].tolist())} at pixel row {row}, column {column}, "
             f"which is none of the task's {', '.join(map(str, spec.palette))}; "
-            "pass foreign=True to use it as it is"
+            "--foreign takes it as it is (in Python foreign=True)"
         )
     if none.all():
         raise ImageError("the image shows no die: every pixel has the colour of no die")

@@ -7,8 +7,8 @@ same command goes on after an interruption.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,26 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wafervlm import console
-from wafervlm.archive import (
-    INSTALL,
-    Archive,
-    Piece,
-    find_archive,
-    import_pyarrow,
-    read_part,
-)
+from wafervlm.archive import Archive, Piece, find_archive, import_pyarrow, read_part
 from wafervlm.bundle import open_bundle
 from wafervlm.engine import Engine, open_engine
-from wafervlm.errors import (
-    MissingDependencyError,
-    ProviderError,
-    ResourceError,
-    UsageError,
-    WaferVLMError,
-)
+from wafervlm.errors import UsageError
+from wafervlm.files import check_writable, write_whole
 from wafervlm.render import RenderSpec
 from wafervlm.score_config import ScoreConfig
-from wafervlm.score_parts import pack, part_file, totals, unpack, write_part, write_whole
+from wafervlm.score_parts import pack, part_file, totals, unpack, write_part
+from wafervlm.score_process import drive_apart
+from wafervlm.score_ray import is_running, no_gpu, running_ray
 
 if TYPE_CHECKING:
     from wafervlm.model import WaferVLM
@@ -45,12 +35,6 @@ if TYPE_CHECKING:
 # Readers of Parquet folders pass over names that begin so.
 PLAN, SUMMARY = "_plan.json", "_summary.json"
 SECONDS_BETWEEN_NOTES = 10.0
-# Ray reports its use to its makers unless told not to, and tells people what is for its own developers.
-_RAY_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
-}
 
 
 def score_archive(paths: Sequence[Path], out: Path, config: ScoreConfig) -> dict[str, Any]:
@@ -73,13 +57,16 @@ def score_archive(paths: Sequence[Path], out: Path, config: ScoreConfig) -> dict
             )
     archive = find_archive(paths)
     parts = archive.parts(config.part_maps)
-    _claim(out, archive, bundle.digest, engine, config)
+    plan = _plan(archive, bundle.digest, engine, config)
+    _check_plan(out, plan)
+    check_writable(out)
     missing = [number for number in range(len(parts)) if not part_file(out, number).is_file()]
     done = archive.count - sum(piece.count for number in missing for piece in parts[number])
     stand = len(parts) - len(missing)
     console.say(f"{archive.count} maps in {len(parts)} parts" + f", {stand} complete already" * bool(stand))
     if missing:
-        _run([(number, parts[number]) for number in missing], out, config, done, archive.count)
+        wanted = [(number, parts[number]) for number in missing]
+        _run(wanted, out, plan, config, done, archive.count)
     summary = {"maps": archive.count, "parts": len(parts), "scored": len(missing), "bundle": bundle.digest}
     summary |= totals(out, len(parts))
     write_whole(out / SUMMARY, json.dumps(summary, indent=1).encode())
@@ -113,28 +100,32 @@ class Scorer:
         return self._model
 
 
-def _claim(out: Path, archive: Archive, digest: str, engine: Engine | None, config: ScoreConfig) -> None:
-    """Make ``out`` the folder of exactly these scores. Raises UsageError where it is of others."""
-    bins = None if config.bins is None else dict(sorted(config.bins.items()))
-    wanted = {
+Plan = dict[str, Any]
+
+
+def _plan(archive: Archive, digest: str, engine: Engine | None, config: ScoreConfig) -> Plan:
+    """What decides the scores, to be compared with what a folder was begun with."""
+    plan: Plan = {
         "archive": archive.fingerprint,
         "maps": archive.count,
         "bundle": digest,
         "part_maps": config.part_maps,
-        "bins": bins,
+        "bins": None if config.bins is None else dict(sorted(config.bins.items())),
     }
     # Engines answer a little otherwise than the graph, and than each other.
-    if engine is not None:
-        wanted["engine"] = engine.manifest.file.sha256
+    return plan if engine is None else {**plan, "engine": engine.manifest.file.sha256}
+
+
+def _check_plan(out: Path, plan: Plan) -> None:
+    """Raise UsageError where ``out`` is not empty and not the folder of exactly these scores."""
     path = out / PLAN
     if not path.is_file():
         if out.exists() and any(out.iterdir()):
             raise UsageError(f"{out} is not empty and holds no {PLAN}; name a new folder")
-        out.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(wanted, indent=1).encode())
+        return
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
+        changed = [key for key in {**plan, **found} if found.get(key) != plan.get(key)]
     except (ValueError, AttributeError, TypeError) as error:
         raise UsageError(f"{path} cannot be read ({error}); name a new folder") from None
     if changed:
@@ -144,51 +135,52 @@ def _claim(out: Path, archive: Archive, digest: str, engine: Engine | None, conf
         )
 
 
-def _run(
-    parts: Sequence[tuple[int, list[Piece]]], out: Path, config: ScoreConfig, done: int, total: int
-) -> None:
-    ray = _import_ray()
-    started = not ray.is_initialized()
-    try:
-        if started:
-            _start(ray, config.address)
-        _follow(_answered(ray, parts, out.resolve(), config).iter_rows(), done, total)
-    except Exception as error:
-        known = _cause(error, ray)
-        if known is error:
-            raise
-        raise known from error
-    finally:
-        if started:
-            ray.shutdown()
+def _claim(out: Path, plan: Plan) -> None:
+    """Make ``out`` the folder of exactly these scores. Raises UsageError where it is of others."""
+    _check_plan(out, plan)
+    if not (out / PLAN).is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / PLAN, json.dumps(plan, indent=1).encode())
 
 
-def _import_ray() -> Any:
-    for name, value in _RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"scoring an archive needs Ray Data ({error}); install it with: {INSTALL}"
-        ) from None
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    return ray
-
-
-def _start(ray: Any, address: str | None) -> None:
-    if address is not None:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+def _run(*arguments: Any) -> None:
+    """``drive`` in a process of its own, but where this one has a Ray already, and on Windows."""
+    if is_running() or os.name == "nt":
+        drive(*arguments)
     else:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        drive_apart(*arguments)
 
 
-def _answered(ray: Any, parts: Sequence[tuple[int, list[Piece]]], out: Path, config: ScoreConfig) -> Any:
+def drive(
+    parts: Sequence[tuple[int, list[Piece]]],
+    out: Path,
+    plan: Plan,
+    config: ScoreConfig,
+    done: int,
+    total: int,
+) -> None:
+    """Score ``parts`` (number and pieces) into ``out`` on Ray; ``done`` of ``total`` maps are there already.
+    Raises what ``score_archive`` does."""
+    with running_ray(config) as ray:
+        # What Ray cannot do here is known before anything is written.
+        actors, needs = _actors(ray.cluster_resources(), config)
+        _claim(out, plan)
+        answered = _answered(ray, parts, out.resolve(), config, min(actors, len(parts)), needs)
+        # Closed, it ends the threads that it asks Ray with, before Ray is ended.
+        with contextlib.closing(iter(answered.iter_rows())) as rows:
+            _follow(rows, done, total)
+
+
+def _answered(
+    ray: Any,
+    parts: Sequence[tuple[int, list[Piece]]],
+    out: Path,
+    config: ScoreConfig,
+    actors: int,
+    needs: Mapping[str, float],
+) -> Any:
     """The dataset whose rows, one for each part, appear as the parts are written."""
     bundle = None if config.bundle is None else config.bundle.resolve()
-    actors, needs = _actors(ray.cluster_resources(), config)
-    actors = min(actors, len(parts))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars, context.raise_original_map_exception = False, True
     items = [{"part": number, "pieces": _to_json(pieces)} for number, pieces in parts]
@@ -211,10 +203,7 @@ def _actors(resources: Mapping[str, float], config: ScoreConfig) -> tuple[int, d
     gpus, cores = int(resources.get("GPU", 0)), resources.get("CPU", 1)
     if config.on_gpu:
         if gpus == 0:
-            what = "device is cuda" if config.device == "cuda" else f"runtime is {config.name}"
-            raise ProviderError(
-                f"{what} and Ray sees no GPU; start it where there is one, or take onnx on the cpu"
-            )
+            raise no_gpu(config)
         if (config.actors or 1) > gpus:
             raise UsageError(f"actors is {config.actors} and Ray sees {gpus} GPU(s); each needs its own")
         actors, needs = config.actors or gpus, {"num_gpus": 1.0, "num_cpus": 0.5}
@@ -257,22 +246,3 @@ def _follow(rows: Iterable[Mapping[str, Any]], done: int, total: int) -> None:
             left = f", {(total - done) / rate:.0f} s left" if done < total else ""
             console.say(f"score: {done}/{total}, {now - begun:.0f} s, {rate:.0f} maps per second{left}")
             noted = now
-
-
-def _cause(error: BaseException, ray: Any) -> BaseException:
-    """The error of ours that Ray has wrapped, or one that says what to do about Ray's own."""
-    link: BaseException | None = error
-    while link is not None:
-        cause = getattr(link, "cause", None)
-        for found in (cause, link):
-            if isinstance(found, WaferVLMError) and not isinstance(found, ray.exceptions.RayError):
-                return found
-        link = link.__cause__ or (cause if isinstance(cause, BaseException) else None) or link.__context__
-    if isinstance(error, ray.exceptions.OutOfMemoryError):
-        return ResourceError("memory ran out while scoring; lower actors or part_maps and run it again")
-    if isinstance(error, ray.exceptions.RayError):
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return ProviderError(
-            f"Ray could not go on: {first}; run the same command again, parts that are complete stay"
-        )
-    return error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import click
 
 from wafervlm import console
-from wafervlm.commands import bundle_option, engine_option, read_bins
+from wafervlm.options import bundle_option, engine_option, read_bins, shown_bins
 
 
 @click.command()
@@ -97,6 +98,7 @@ def score(
         runtime=runtime,
         engine=engine,
     )
+    each = "GPU" if config.on_gpu else "core" if threads == 1 else f"{threads} cores"
     console.settings(
         {
             "archive": [str(path) for path in archive],
@@ -105,12 +107,18 @@ def score(
             "engine": engine,
             "runtime": config.name,
             "device": "cuda" if config.on_gpu else device,
-            "actors": actors or ("one for each GPU" if config.on_gpu else f"one for each {threads} cores"),
+            "actors": actors or f"one for each {each}",
             "threads": threads,
             "part_maps": part_maps,
-            "bins": config.bins,
+            "bins": shown_bins(config.bins),
             "ray": address or "started here",
         }
     )
-    console.result(score_archive(archive, out, config), as_json)
+    try:
+        summary = score_archive(archive, out, config)
+    except KeyboardInterrupt:
+        # Nothing is left to be interrupted but Python's own end.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise
+    console.result(summary, as_json)
     console.say(f"read it with: pandas.read_parquet({str(out)!r})")

@@ -45,6 +45,8 @@ class ScoreConfig:
             raise UsageError(
                 f"runtime {self.name!r} runs no engine; leave the engine out, or take runtime 'tensorrt'"
             )
+        if self.bins is not None:
+            object.__setattr__(self, "bins", dict(self.bins))  # which another process can be given
         for name in ("actors", "threads", "part_maps"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wafervlm.archive import PARQUET, Found, import_pyarrow
+from wafervlm.errors import ResourceError
+from wafervlm.files import write_whole
 from wafervlm.wafermap import WaferMap
 
 if TYPE_CHECKING:
     from wafervlm.model import WaferVLM
 
+LEFT_SECONDS = 3600.0
 _SLICE = 256  # maps handed to the model at once, so that pictures of a whole part never stand in memory
 
 
@@ -24,19 +28,9 @@ def part_file(out: Path, number: int) -> Path:
     return out / f"part-{number:05d}{PARQUET}"
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write ``path`` whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.writing")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
 def write_part(path: Path, found: Sequence[Found], model: WaferVLM) -> None:
     """Answer for ``found`` and write the Parquet file ``path``. Raises what predictions raise, but for an
-    error in one map, which becomes its row's."""
+    error in one map, which becomes its row's, and ResourceError where the file cannot be written."""
     pyarrow = import_pyarrow()
     labels = model.task.labels
     columns: dict[str, list[Any]] = {name: [] for name in ("id", "label", "confidence", "scores", "error")}
@@ -61,7 +55,13 @@ def write_part(path: Path, found: Sequence[Found], model: WaferVLM) -> None:
     digest = pyarrow.array([model.digest] * len(found), pyarrow.string())
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(table.add_column(4, "bundle", digest), sink, compression="zstd")
-    write_whole(path, sink.getvalue().to_pybytes())
+    try:
+        write_whole(path, sink.getvalue().to_pybytes())
+    except OSError as error:
+        raise ResourceError(
+            f"{path} cannot be written ({error.strerror or error}); see to the room and permissions there, "
+            "and run the same command again: parts that are complete stay"
+        ) from None
 
 
 def pack(found: Sequence[Found]) -> bytes:
@@ -95,7 +95,8 @@ def unpack(data: bytes) -> list[Found]:
 
 
 def totals(out: Path, parts: int) -> dict[str, Any]:
-    """Counts over all ``parts`` in ``out``; what killed writers left there is removed."""
+    """Counts over all ``parts`` in ``out``; what killed writers left there an hour ago or more is removed,
+    since others may be at work in the folder, on this machine or another."""
     pyarrow = import_pyarrow()
     labels: Counter[str] = Counter()
     errors = 0
@@ -104,5 +105,7 @@ def totals(out: Path, parts: int) -> dict[str, Any]:
         labels.update(label for label in table["label"].to_pylist() if label is not None)
         errors += len(table) - table["error"].null_count
     for left in out.glob(".*.writing"):
-        left.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                left.unlink()
     return {"labels": dict(sorted(labels.items())), "errors": errors}

@@ -22,11 +22,16 @@ from wafervlm.errors import TaskError
 from wafervlm.render import RENDERER_VERSION, RenderSpec
 
 Order = Literal["text-first", "image-first"]
+Kind = Literal["single-label", "multi-label"]
 Message = dict[str, Any]
 
 MAX_FILE_BYTES = 1 << 20
 # What a chat template would take for its own marks, or a reader of the recipe's files for the image.
 _CHAT_MARKUP = re.compile(r"<\|.*?\|>|<image>|<video>")
+
+# Of a multi-label task: what follows the question about a class; no class's name, and what joins several.
+YES, NO = " yes", " no"
+NONE, JOIN = "none", "+"
 
 # After one of these the label follows without a space.
 OPENERS = " \n\t([{\"'"
@@ -46,7 +51,12 @@ class Task:
     is left out after an empty prefix, white space, an opening bracket or a quotation mark.
     ``labels`` are the names a Prediction carries; ``spellings`` says how the model writes one where
     that differs. ``system`` is the system message, none when None; ``name`` is for people and is not
-    part of the digest. Raises TaskError.
+    part of the digest.
+
+    Of ``kind`` "single-label" one label is the answer. Of "multi-label" any number of classes may be shown:
+    each is asked about by itself, as if no other were, by the beginning of an answer,
+    ``answer_prefix + " " + spelling + answer_suffix``, which goes on with " yes" or " no". An answer is then
+    named by its classes in the task's order, joined by "+", or "none". Raises TaskError.
     """
 
     labels: tuple[str, ...]
@@ -58,12 +68,15 @@ class Task:
     answer_suffix: str = " defect."
     spellings: Mapping[str, str] = field(default_factory=dict)
     render: RenderSpec = field(default_factory=RenderSpec)
+    kind: Kind = "single-label"
 
     def __post_init__(self) -> None:
         _check_texts(self)
         object.__setattr__(self, "labels", _labels(self.labels, self.name))
         object.__setattr__(self, "spellings", _spellings(self.spellings, self.labels, self.name))
         _check_apart(self)
+        if self.multi_label:
+            _check_joinable(self)
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -80,18 +93,28 @@ class Task:
         text = json.dumps(locked, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether any number of classes may be the answer."""
+        return self.kind == "multi-label"
+
     def spelling(self, label: str) -> str:
         """How the model writes ``label``."""
         return self.spellings.get(label, label)
 
-    def answer(self, label: str) -> str:
-        """The whole answer that names ``label``, without the token that ends the turn."""
+    def answer(self, label: str, shown: bool = True) -> str:
+        """The whole answer that names ``label``, without the token that ends the turn; of a multi-label task
+        the answer about that class, whether or not it is ``shown``."""
         if label not in self.labels:
             raise TaskError(f"{label!r} is not a label of task {self.name!r}: {', '.join(self.labels)}")
+        return self.stem(label) + ((YES if shown else NO) if self.multi_label else "")
+
+    def stem(self, label: str) -> str:
+        """The answer that names ``label``, of a multi-label task up to yes or no."""
         joined = not self.answer_prefix or self.answer_prefix[-1] in OPENERS
         return f"{self.answer_prefix}{'' if joined else ' '}{self.spelling(label)}{self.answer_suffix}"
 
-    def messages(self, label: str | None = None) -> list[Message]:
+    def messages(self, label: str | None = None, shown: bool = True) -> list[Message]:
         """The conversation for a chat template, with one ``{"type": "image"}`` entry; with ``label``,
         its answer follows as the assistant's turn."""
         text, image = {"type": "text", "text": self.prompt}, {"type": "image"}
@@ -100,14 +123,17 @@ class Task:
         if self.system is not None:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system}]})
         if label is not None:
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": self.answer(label)}]})
+            text = {"type": "text", "text": self.answer(label, shown)}
+            messages.append({"role": "assistant", "content": [text]})
         return messages
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them; ``from_dict`` reads them back."""
         palette = [list(colour) for colour in self.render.palette]
+        # Tasks from before there was a choice do not say their kind, and their digests stand.
+        said = [name for name in _names(Task) if name != "kind" or self.multi_label]
         return {
-            **{name: getattr(self, name) for name in _names(Task)},
+            **{name: getattr(self, name) for name in said},
             "labels": list(self.labels),
             "spellings": dict(self.spellings),
             "render": {"height": self.render.height, "width": self.render.width, "palette": palette},
@@ -146,6 +172,8 @@ def _check_texts(task: Task) -> None:
         raise TaskError(f"prompt of task {task.name!r} is empty; write the question that the model is asked")
     if task.order not in get_args(Order):
         raise TaskError(f"order {task.order!r} of task {task.name!r} must be {' or '.join(get_args(Order))}")
+    if task.kind not in get_args(Kind):
+        raise TaskError(f"kind {task.kind!r} of task {task.name!r} must be {' or '.join(get_args(Kind))}")
     if not isinstance(task.render, RenderSpec):
         raise TaskError(f"render of task {task.name!r} must be a RenderSpec, not {task.render!r}")
 
@@ -203,6 +231,20 @@ def _check_apart(task: Task) -> None:
                 both = f"{seen[key]!r} and {text!r}"
                 raise TaskError(f"{what} {both} of task {task.name!r} cannot be told apart")
             seen[key] = text
+
+
+def _check_joinable(task: Task) -> None:
+    for label in task.labels:
+        if label.casefold() == NONE:
+            raise TaskError(
+                f"multi-label task {task.name!r} has a class {label!r}; leave it out, it is the answer "
+                "where no class is shown"
+            )
+        if JOIN in label:
+            raise TaskError(
+                f"label {label!r} of multi-label task {task.name!r} holds {JOIN!r}, which joins the names of "
+                "several classes; rename it"
+            )
 
 
 def _names(cls: type[Task] | type[RenderSpec]) -> list[str]:

@@ -6,18 +6,20 @@ An engine may be used only where they do.
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from wafervlm.answers import same
 from wafervlm.bundle import Bundle, open_bundle
 from wafervlm.engine import Engine, now, open_engine, verify_command
 from wafervlm.engine_manifest import Place, Verification
 from wafervlm.engine_words import WordsVerification
-from wafervlm.errors import UsageError, VerificationError
-from wafervlm.golden import Golden, read_golden
+from wafervlm.errors import DigestError, UsageError, VerificationError
+from wafervlm.golden import Golden, check_deployed, read_golden
 from wafervlm.model import WaferVLM
 from wafervlm.render import render
 from wafervlm.runtimes import open_runtime
@@ -29,15 +31,17 @@ EXACT_LEVEL, EXACT_TOLERANCE = 0, 1e-3
 
 AGREEMENT = 0.9
 PROBABILITY_TOLERANCE = 0.05
+_DIGEST = re.compile(r"[0-9a-fA-F]{12,64}")
 
 
 def verify(
-    bundle: str | Path | None = None,
+    bundle: str | Path | Bundle | None = None,
     *,
     runtime: str | None = None,
     threads: int | None = None,
     engine: str | Path | None = None,
     runtime_cache: str | Path | None = None,
+    digest: str | None = None,
 ) -> dict[str, Any]:
     """Run the bundle's golden maps on this machine and compare with the scores of the checkpoint.
 
@@ -46,10 +50,14 @@ def verify(
     form: it is verified as deployed alone. ``runtime`` is one that runs the graph itself: "onnx" (also where
     None), "onnx-cuda" or "openvino". With ``engine`` they run on that engine alone, within its own
     tolerance, and what came out is kept in its folder, where it can be written ("recorded"), so that ``load``
-    takes it from then on. Returns the figures as plain values. Raises VerificationError where they do not
-    come out, and what ``load`` raises.
+    takes it from then on. ``digest`` is the bundle's as it was noted where it was exported, or its first 12
+    digits or more. Returns the figures as plain values. Raises VerificationError where they do not come out,
+    DigestError where the digest is another, and what ``load`` raises.
     """
-    opened = open_bundle(bundle)
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    if digest is not None:
+        _check_digest(opened, digest)
+    check_deployed(opened)
     if engine is not None:
         if runtime not in (None, "tensorrt"):
             raise UsageError(f"an engine is verified on runtime 'tensorrt' alone, and runtime is {runtime!r}")
@@ -83,12 +91,22 @@ def verify(
     return report
 
 
+def _check_digest(bundle: Bundle, digest: str) -> None:
+    if not _DIGEST.fullmatch(digest):
+        raise UsageError(f"digest {digest!r} is none: it must be 12 to 64 hex digits, as export prints them")
+    if not bundle.digest.startswith(digest.lower()):
+        raise DigestError(
+            f"bundle {bundle.path} has digest {bundle.digest} and not {digest}: it is another bundle, or its "
+            "manifest was changed; copy it again from where it was exported"
+        )
+
+
 def _compare(model: WaferVLM, golden: Golden) -> dict[str, float]:
     images = np.stack([render(wafer, model.task.render) for wafer in golden.maps])
     scores = model.label_log_probs(images)
     return {
         "max_abs_difference": float(np.abs(scores - golden.reference).max()),
-        "label_agreement": float((scores.argmax(1) == golden.reference.argmax(1)).mean()),
+        "label_agreement": float(same(model.task, scores, golden.reference).mean()),
     }
 
 
@@ -109,7 +127,7 @@ def accept(model: WaferVLM, golden: Golden, engine: Engine, place: Place) -> Ver
         maps=len(golden.maps),
         max_abs_difference=float(np.abs(scores - reference).max()),
         max_probability_difference=float(np.abs(np.exp(scores) - np.exp(reference)).max()),
-        label_agreement=float((scores.argmax(2) == reference.argmax(1)).mean(axis=1).min()),
+        label_agreement=float(same(model.task, scores, reference).mean(axis=1).min()),
         tolerance=engine.manifest.tolerance,
         created=now(),
     )

@@ -14,6 +14,9 @@ from wafervlm.errors import WaferMapError
 NO_DIE, PASS, FAIL = 0, 1, 2
 MIN_SIDE, MAX_SIDE = 3, 4096
 
+# The same sentence is read at the command line, in Python and in the error column of scores.
+MAP_CODES = "say what each code means, as in --bins .=0,P=1,F=2 (in Python bins={'.': 0, 'P': 1, 'F': 2})"
+
 DieGrid = NDArray[np.uint8]
 Orientation = Literal["top", "right", "bottom", "left"]
 
@@ -118,7 +121,7 @@ def check_dies(dies: object, name: str = "") -> DieGrid:
         row, column = np.unravel_index(int(valid.argmin()), valid.shape)
         raise WaferMapError(
             f"{where} holds the value {array[row, column]} at row {row}, column {column}; it must hold only "
-            "0 no die, 1 pass, 2 fail (a reader's bins= maps other codes)"
+            f"0 no die, 1 pass, 2 fail; of a file with other codes {MAP_CODES}"
         )
     if not array.any():
         raise WaferMapError(f"{where} has no die: every value is 0")

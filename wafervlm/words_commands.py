@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wafervlm import console
-from wafervlm.commands import (
+from wafervlm.options import (
+    bins_option,
     bundle_option,
     cache_option,
     engine_option,
+    foreign_option,
     read_bins,
+    shown_bins,
+    shown_runtime,
     threads_option,
 )
 
@@ -30,7 +34,9 @@ if TYPE_CHECKING:
 @click.option(
     "--runtime",
     type=click.Choice(["auto", "onnx", "onnx-cuda", "tensorrt"]),
-    help="What executes the graphs.  [default: tensorrt with --engine, else onnx]",
+    help="What executes the graphs; auto: tensorrt where --engine has words and can run here, else onnx-cuda "
+    "where ONNX Runtime has a GPU, else onnx. OpenVINO generates no text.  "
+    "[default: tensorrt with --engine, else onnx]",
 )
 @cache_option
 @threads_option
@@ -53,8 +59,8 @@ if TYPE_CHECKING:
     help="Draw among those that together make up this probability.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Of the drawing.  [default: another each time]")
-@click.option("--foreign", is_flag=True, help="Take images in other colours too; their answers are marked.")
-@click.option("--bins", help="What codes mean, as in .=0,1=pass,X=fail, or a JSON file with such a table.")
+@foreign_option
+@bins_option
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds allowed.")
 @click.option(
     "--check/--no-check",
@@ -71,7 +77,8 @@ if TYPE_CHECKING:
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Draw the wafer, with the dies that bear out what is said, as a PNG.",
+    help="Draw the wafer, with the dies that bear out what is said, to this PNG file; one that is there "
+    "already is replaced.",
 )
 @console.json_option
 def describe(
@@ -106,7 +113,10 @@ def describe(
       wafervlm describe map.npy "How many dies fail?" --bundle bundle/ --engine engine/
     """
     from wafervlm.loading import load_for_words
+    from wafervlm.picture_file import check_picture_file, save_picture
 
+    if plot is not None:
+        check_picture_file(plot, [path])
     codes = None if bins is None else read_bins(bins)
     with load_for_words(
         bundle, runtime=runtime, threads=threads, engine=engine, runtime_cache=runtime_cache
@@ -115,11 +125,12 @@ def describe(
             {
                 "bundle": f"{bundle or 'embedded'} ({model.manifest.name} {model.digest[:12]})",
                 "engine": engine,
-                "runtime": model.runtime,
+                "runtime": shown_runtime(model, engine),
                 "runtime_cache": runtime_cache,
                 "threads": threads or "one for each core",
-                "bins": codes,
+                "bins": shown_bins(codes),
                 **options,
+                "top_k": options["top_k"] or "all",
             }
         )
         asked: dict[str, Any] = {"wafer": path, "question": question, "bins": codes, **options}
@@ -128,7 +139,7 @@ def describe(
         else:
             said = _streamed(model, check, asked)
     if plot is not None:
-        said.plot().save(plot, "PNG")
+        save_picture(said.plot(), plot)
     if as_json:
         console.json_line({"path": path, **said.to_dict()})
         return
@@ -171,7 +182,7 @@ def _report(said: Description) -> None:
 
 
 _ENDS = {
-    "stop": "whole",
-    "length": "cut off at the maximum; allow more with --max-tokens",
-    "cancelled": "stopped",
+    "stop": "ended by itself (stop)",
+    "length": "cut off at the maximum (length); allow more with --max-tokens",
+    "cancelled": "stopped (cancelled)",
 }

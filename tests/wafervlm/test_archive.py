@@ -163,3 +163,22 @@ def test_where_there_is_nothing_it_says_so(tmp_path: Path) -> None:
         find_archive([tmp_path])
     with pytest.raises(UsageError, match="does not exist"):
         find_archive([tmp_path / "none"])
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart(tmp_path: Path, wafers: list[WaferMap]) -> None:
+    for index, name in enumerate(("a/x.npy", "b/x.npy", "b/deep/y.npy", "z.npy")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / name, wafers[index].dies)
+
+    def names(*paths: str) -> list[str]:
+        return [found.id for found in everything(find_archive([tmp_path / path for path in paths]), 2)]
+
+    assert names("a", "b") == ["a/x.npy", "b/deep/y.npy", "b/x.npy"]
+    assert names("a/x.npy", "b/x.npy", "z.npy") == ["a/x.npy", "b/x.npy", "z.npy"]
+    assert names("b") == ["deep/y.npy", "x.npy"]
+    assert names("b/x.npy") == ["x.npy"]
+    # Named twice, a file is scored once.
+    assert names("b", "a/../b/deep", "b/x.npy") == ["deep/y.npy", "x.npy"]
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "x.npy").symlink_to(tmp_path / "a" / "x.npy")
+    assert names("links") == ["x.npy"]

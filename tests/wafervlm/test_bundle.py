@@ -24,8 +24,10 @@ from wafervlm.errors import (
     UsageError,
     WaferVLMError,
 )
-from wafervlm.golden import Golden, read_golden, write_golden
-from wafervlm.manifest import MAX_MANIFEST_BYTES
+from wafervlm.golden import Golden, check_deployed, read_golden, write_golden
+from wafervlm.loading import load
+from wafervlm.strict import MAX_MANIFEST_BYTES
+from wafervlm.verification import verify
 from wafervlm.wafermap import WaferMap
 
 
@@ -198,7 +200,7 @@ class TestManifest:
     """Each way in which the manifest can be wrong."""
 
     def test_folder_absent(self, tmp_path: Path) -> None:
-        with pytest.raises(ManifestError, match="no bundle folder"):
+        with pytest.raises(UsageError, match="no bundle folder"):
             open_bundle(tmp_path / "nowhere")
 
     def test_absent(self, toy_bundle: Path) -> None:
@@ -324,8 +326,9 @@ class TestManifest:
     )
     def test_task_does_not_match_the_lock(self, toy_bundle: Path, key: str, value: object) -> None:
         edit(toy_bundle, lambda values: values["task"].update({key: value}))
-        with pytest.raises(LockError, match="locked to"):
+        with pytest.raises(LockError, match="locked to") as raised:
             open_bundle(toy_bundle)
+        assert raised.value.exit_code == 3, "the artefact is not as it was written"
 
     def test_render_does_not_match_the_lock(self, toy_bundle: Path) -> None:
         edit(toy_bundle, lambda values: values["task"]["render"].update(height=64))
@@ -410,6 +413,46 @@ class TestGolden:
         assert again.reference.dtype == np.float32
         np.testing.assert_array_equal(again.reference, golden.reference)
         assert (toy_bundle / GOLDEN).read_bytes() == (shared_toy_bundle / GOLDEN).read_bytes()
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"temperature": 0.9},
+            {"verify_tolerance": 0.3},
+            {"graph": {"accuracy_level": 0}},
+            {"graph": {"vision": "int8"}},
+        ],
+    )
+    def test_a_setting_changed_after_export_is_seen(self, toy_bundle: Path, change: dict[str, Any]) -> None:
+        """Answers depend on it, and no file's digest covers the manifest."""
+        write_golden(
+            toy_bundle / GOLDEN, read_golden(open_bundle(toy_bundle)), open_bundle_manifest(toy_bundle)
+        )
+        whole = self.opened(toy_bundle)
+        check_deployed(whole)
+        assert read_golden(whole).reference.shape == (6, 4), "older programs read the rest"
+        ((name, value),) = change.items()
+        edit(
+            toy_bundle,
+            lambda values: values.update({name: {**values[name], **value} if name == "graph" else value}),
+        )
+        name = next(iter(value)) if name == "graph" else name
+        for use in (load, verify):
+            with pytest.raises(IntegrityError, match=f"{name} in the manifest .* it was changed afterwards"):
+                use(toy_bundle, threads=1)
+
+    def test_a_bundle_from_before_settings_were_kept_is_taken(self, toy_bundle: Path) -> None:
+        check_deployed(open_bundle(toy_bundle))
+        edit(toy_bundle, lambda values: values.update(temperature=0.9))
+        check_deployed(open_bundle(toy_bundle))
+
+    @pytest.mark.parametrize("kept", [b"no JSON", b"[1]", b"\xff"])
+    def test_kept_settings_that_are_none(self, toy_bundle: Path, kept: bytes) -> None:
+        with np.load(toy_bundle / GOLDEN) as archive:
+            arrays = dict(archive)
+        np.savez(toy_bundle / GOLDEN, **arrays, deployed=np.frombuffer(kept, np.uint8))
+        with pytest.raises(IntegrityError, match="cannot be read"):
+            check_deployed(self.opened(toy_bundle))
 
     def test_other_labels(self, toy_bundle: Path) -> None:
         write_golden(toy_bundle / GOLDEN, self.golden())

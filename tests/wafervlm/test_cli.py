@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import warnings
 from typing import Any
 
 import click
@@ -71,7 +72,14 @@ EXITS = {
     "not reached": (errors.GateError("not reached"), 5),
     "memory ran out": (MemoryError(), 4),
     "disk is full while writing out.bin": (OSError(errno.ENOSPC, "No space left on device", "out.bin"), 4),
-    "Permission denied: 'there'": (PermissionError(errno.EACCES, "Permission denied", "there"), 1),
+    "there cannot be read or written: Permission denied; name a place where you may write": (
+        PermissionError(errno.EACCES, "Permission denied", "there"),
+        1,
+    ),
+    "big cannot be read or written: File too large; it grew": (
+        OSError(errno.EFBIG, "File too large", "big"),
+        4,
+    ),
     "torch is not installed": (ModuleNotFoundError("No module named 'torch'", name="torch.nn"), 4),
 }
 
@@ -127,10 +135,28 @@ def test_a_full_disk_is_told_however_a_library_says_it(
     assert capsys.readouterr().err.startswith("Error: the disk is full; free space")
 
 
-def test_verbose_shows_where_an_error_came_from(failing: Any, capsys: Capture) -> None:
+@pytest.mark.parametrize("words", [("-v", "predict"), ("predict", "-v"), ("predict", "--verbose")])
+def test_verbose_shows_where_an_error_came_from(
+    words: tuple[str, ...], failing: Any, capsys: Capture
+) -> None:
     failing(errors.GateError("not reached"))
-    assert run("-v", "predict") == 5
+    assert run(*words) == 5
     assert "Traceback" in capsys.readouterr().err
+    assert run("predict", "--", "-v") == 2, "after -- it is an argument"
+
+
+def test_a_warning_of_ours_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    @click.command("predict")
+    def command() -> None:
+        for category in (errors.WaferVLMWarning, DeprecationWarning):
+            warnings.warn("have a look", category, stacklevel=1)
+
+    monkeypatch.setattr(cli.LazyGroup, "get_command", lambda *_: command)
+    with warnings.catch_warnings(record=True) as others:
+        warnings.simplefilter("always")
+        assert run("predict") == 0
+    assert capsys.readouterr().err == "warning: have a look\n"
+    assert [each.category for each in others] == [DeprecationWarning], "those of others stay as they are"
 
 
 def test_a_defect_of_ours_is_not_hidden(failing: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -16,9 +17,12 @@ import pytest
 from PIL import Image
 
 import wafervlm
+from tests.wafervlm.test_engine import write as write_engine
 from tests.wafervlm.toy import LABELS
 from wafervlm import WaferMap, cli, errors
-from wafervlm.commands import find_files, read_bins
+from wafervlm.bundle import open_bundle
+from wafervlm.commands import find_files
+from wafervlm.options import read_bins
 from wafervlm.render import render
 
 ROOT = Path(wafervlm.__file__).parents[1]
@@ -91,26 +95,31 @@ def test_a_bad_file_is_reported_and_the_rest_go_on(toy_bundle: Path, maps: Path,
         (True, False),
         (False, True),
     ]
+    assert "Error: " not in said.err, "said once, in the JSON"
+    assert "2 of 4 wafers" in said.err
+    assert run("predict", maps, maps / "missing.npy", "--bundle", toy_bundle) == 1
+    said = capsys.readouterr()
     complaints = [line for line in said.err.splitlines() if line.startswith("Error: ")]
     assert [sum(name in line for line in complaints) for name in ("aa.npy", "missing.npy")] == [1, 1]
-    assert "2 of 4 wafers" in said.err
 
 
 def test_bins_are_mapped(toy_bundle: Path, maps: Path, wafers: list[WaferMap], capsys: Capture) -> None:
     letters = np.array([".", "P", "F"])[wafers[1].dies]
     (maps / "b.csv").write_text("\n".join(",".join(row) for row in letters))
     assert run("predict", maps / "b.csv", "--bundle", toy_bundle) == 1
-    assert "is not mapped" in capsys.readouterr().err
+    assert "is not mapped; say what each code means, as in --bins .=0,P=1,F=2 (" in capsys.readouterr().err
     assert run("predict", maps / "b.csv", "--bundle", toy_bundle, "--bins", ".=0,P=pass,F=2", "--json") == 0
-    answer = json.loads(capsys.readouterr().out)
-    assert answer["wafer"]["digest"] == wafers[1].digest
+    said = capsys.readouterr()
+    assert json.loads(said.out)["wafer"]["digest"] == wafers[1].digest
+    assert "bins           .=0, P=1, F=2" in said.err
 
 
 def test_a_foreign_image_is_refused_or_marked(toy_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "photo.png")
     assert run("predict", tmp_path / "photo.png", "--bundle", toy_bundle) == 1
-    assert "not a wafer map of this task" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "not a wafer map of this task" in said and "--foreign takes it as it is" in said
     assert run("predict", tmp_path / "photo.png", "--bundle", toy_bundle, "--foreign") == 0
     assert "outside the lock" in capsys.readouterr().out
 
@@ -122,6 +131,67 @@ def test_plot_draws_one_wafer(toy_bundle: Path, maps: Path, tmp_path: Path, caps
     assert run("predict", maps, "--bundle", toy_bundle, "--plot", tmp_path / "other.png") == 2
     assert not (tmp_path / "other.png").exists()
     assert "--plot draws one wafer" in capsys.readouterr().err
+
+
+def test_a_picture_is_drawn_over_a_picture_and_nothing_else(
+    toy_bundle: Path, maps: Path, wafers: list[WaferMap], tmp_path: Path, capsys: Capture
+) -> None:
+    wafer = maps / "a.npy"
+    with wafervlm.load(toy_bundle) as model:
+        Image.fromarray(render(wafers[2], model.task.render)).save(maps / "c.png")
+    (tmp_path / "notes.png").write_text("no picture")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "link.png").symlink_to(maps / "c.png")
+    refused = {
+        wafer: (wafer, "is not named as one"),
+        tmp_path / "x.jpg": (wafer, "is not named as one"),
+        maps / "c.png": (maps / "c.png", "the wafer itself"),
+        tmp_path / "link.png": (maps / "c.png", "the wafer itself"),
+        tmp_path / "notes.png": (wafer, "which is no PNG file"),
+        tmp_path / "folder.png": (wafer, "is a directory"),
+        tmp_path / "no such" / "x.png": (wafer, "there is no such folder"),
+    }
+    before = {path: path.read_bytes() for path in (wafer, maps / "c.png", tmp_path / "notes.png")}
+    for picture, (path, words) in refused.items():
+        assert run("predict", path, "--bundle", toy_bundle, "--plot", picture) == 2
+        said = capsys.readouterr()
+        assert words in said.err and said.out == "", "known before anything is answered"
+    assert {path: path.read_bytes() for path in before} == before
+    (tmp_path / "answer.png").write_bytes(before[maps / "c.png"])
+    assert run("predict", wafer, "--bundle", toy_bundle, "--plot", tmp_path / "answer.png") == 0
+    with Image.open(tmp_path / "answer.png") as picture:
+        assert picture.width == 960
+    assert not list(tmp_path.glob(".*")), "nothing is left beside it"
+
+
+def test_more_threads_than_cores_are_refused(
+    toy_bundle: Path, maps: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wafervlm.cores.usable_cores", lambda: 2)
+    for command in (("predict", maps), ("verify",), ("describe", maps / "a.npy"), ("benchmark", "--latency")):
+        assert run(*command, "--bundle", toy_bundle, "--threads", 3) == 2
+        assert "threads is 3, and the cores that this process may use are 2" in capsys.readouterr().err
+    with wafervlm.load(toy_bundle, threads=2) as model:
+        assert model.runtime == "onnx"
+
+
+def test_a_file_that_may_not_grow_is_told_with_what_to_do(
+    toy_bundle: Path, maps: Path, tmp_path: Path
+) -> None:
+    resource = pytest.importorskip("resource")
+    command = [sys.executable, "-m", "wafervlm.cli", "predict", maps / "a.npy", "--bundle", toy_bundle]
+    done = subprocess.run(
+        [*map(str, command), "--plot", str(tmp_path / "answer.png")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)),
+    )
+    assert done.returncode == 4, done.stderr
+    assert "answer.png" in done.stderr and "(ulimit -f): raise that" in done.stderr
+    assert not list(tmp_path.glob("*answer.png*"))
 
 
 def test_a_changed_bundle_ends_with_3(toy_bundle: Path, maps: Path, capsys: Capture) -> None:
@@ -183,10 +253,17 @@ def test_bins_that_cannot_be_meant(text: str, tmp_path: Path) -> None:
         read_bins(text)
 
 
-def test_a_full_disk_is_told(toy_bundle: Path, maps: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_full_disk_is_told(
+    toy_bundle: Path, maps: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not Path("/dev/full").is_char_device():
         pytest.skip("there is no /dev/full on this system")
-    (tmp_path / "answer.png").symlink_to("/dev/full")
+
+    def full(_: Path, data: bytes) -> None:
+        with open("/dev/full", "wb", 0) as file:
+            file.write(data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
     code = run("predict", maps / "a.npy", "--bundle", toy_bundle, "--plot", tmp_path / "answer.png")
     assert code == 4
     assert "the disk is full" in capsys.readouterr().err
@@ -246,7 +323,42 @@ def test_verify_reports_both_levels(toy_bundle: Path, capsys: Capture) -> None:
 
 def test_verify_for_people(toy_bundle: Path, capsys: Capture) -> None:
     assert run("verify", "--bundle", toy_bundle) == 0
-    assert "exact.max_abs_difference" in capsys.readouterr().out
+    said = capsys.readouterr()
+    digest = open_bundle(toy_bundle).digest
+    assert said.out.splitlines()[:2] == [f"bundle {digest}", "6 golden maps on onnx"]
+    assert re.fullmatch(
+        r"passed: at exact accuracy \S+ off where 0.001 is allowed; as deployed \S+ off where 0.2 is allowed",
+        said.out.splitlines()[-1],
+    )
+    assert f"(toy {digest[:12]})" in said.err and "runtime  onnx" in said.err
+
+
+def test_verify_compares_the_digest_that_was_noted(toy_bundle: Path, capsys: Capture) -> None:
+    digest = open_bundle(toy_bundle).digest
+    for noted, code in (
+        (digest, 0),
+        (digest[:12].upper(), 0),
+        (digest[:11], 2),
+        ("z" * 12, 2),
+        ("0" * 12, 3),
+        (digest[:63] + ("0" if digest[63] != "0" else "1"), 3),
+    ):
+        assert run("verify", "--bundle", toy_bundle, "--digest", noted) == code, noted
+    assert f"has digest {digest} and not" in capsys.readouterr().err
+
+
+def test_a_mistyped_path_is_usage_and_a_mix_up_is_named(
+    toy_bundle: Path, maps: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    engine = write_engine(open_bundle(toy_bundle), tmp_path / "engine")
+    for options, words in (
+        (("--bundle", tmp_path / "nowhere"), "there is no bundle folder"),
+        (("--bundle", toy_bundle, "--engine", tmp_path / "nowhere"), "there is no engine folder"),
+        (("--bundle", engine), "is of an engine folder, not of a bundle; name it with --engine"),
+        (("--bundle", toy_bundle, "--engine", toy_bundle), "is of a bundle folder, not of an engine"),
+    ):
+        assert run("predict", maps / "a.npy", *options) == 2
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["golden.npz", "manifest.json"])

@@ -9,14 +9,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import wafervlm
 from wafervlm import cli, doctor
-from wafervlm.doctor import State
+from wafervlm.capabilities import State
 
 ROOT = Path(wafervlm.__file__).parents[1]
-NAMES = ["python", "numpy", "pillow", "click", "onnxruntime", "nano bundle", "cores", "workshop", "disk"]
+NAMES = [
+    *("python", "numpy", "pillow", "click"),
+    *("predict, onnx", "predict, onnx-cuda", "predict, openvino", "predict, tensorrt"),
+    *("describe", "check of words", "score", "nano bundle", "cores", "workshop", "disk"),
+]
 
 
 def ask(path: Path, *, before: str = "") -> tuple[int, dict[str, dict[str, str]]]:
@@ -43,7 +48,7 @@ def pretend_installed(folder: Path, name: str, version: str = "9.9") -> None:
 
 def test_everything_is_looked_at_with_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     checks = doctor.examine()
-    sometimes = ("runtimes", "torchvision", "openvino", "tensorrt", "tensorrt_rtx", "gpu")
+    sometimes = ("runtimes", "torchvision")
     assert [check.name for check in checks if check.name not in sometimes] == NAMES
     missing = any(check.state is State.MISSING for check in checks)
     assert cli.main(["doctor"]) == (4 if missing else 0)
@@ -61,27 +66,104 @@ def test_what_is_here_is_found() -> None:
 
     found = {check.name: check for check in doctor.examine()}
     assert found["numpy"].found == np.__version__
-    assert found["onnxruntime"].found.startswith(ort.__version__)
-    assert "CPU" in found["onnxruntime"].found
-    assert found["onnxruntime"].state is State.OK
+    assert found["predict, onnx"].found.startswith(f"onnxruntime {ort.__version__}")
+    assert "CPU" in found["predict, onnx"].found
+    assert found["predict, onnx"].state is State.OK
+    assert found["describe"].state is found["check of words"].state is State.OK
 
 
-def test_a_missing_runtime_is_missing(tmp_path: Path) -> None:
-    (tmp_path / "onnxruntime.py").write_text("raise ImportError('no such library')")
-    code, found = ask(tmp_path)
+BLOCK = """
+import sys
+class Block:
+    def find_spec(self, name, *_):
+        if name.partition('.')[0] in {names}:
+            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+sys.meta_path.insert(0, Block())
+import importlib.util
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *_: None if name.partition('.')[0] in {names} else real(name)
+"""
+
+
+def without(*names: str) -> str:
+    """Code after which ``names`` are as if they were not installed."""
+    return BLOCK.format(names=set(names))
+
+
+def test_nothing_that_can_predict_is_missing(tmp_path: Path) -> None:
+    runtimes = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
+    code, found = ask(tmp_path, before=without(*runtimes))
     assert code == 4
-    assert found["onnxruntime"]["state"] == "missing"
-    assert "no such library" in found["onnxruntime"]["found"]
-    assert "wafervlm[cpu]" in found["onnxruntime"]["advice"]
+    assert found["predict"]["state"] == "missing"
+    assert found["predict"]["advice"] == "run: pip install 'wafervlm[cpu]'"
+    for name, extra in (("onnx", "cpu"), ("onnx-cuda", "gpu"), ("openvino", "openvino")):
+        check = found[f"predict, {name}"]
+        assert check["state"] == "absent"
+        assert check["advice"] == f"run: pip install 'wafervlm[{extra}]'"
+    assert found["describe"]["advice"] == "run: pip install 'wafervlm[cpu,words]'"
 
 
-def test_an_emptied_runtime_is_missing(tmp_path: Path) -> None:
+def test_one_runtime_is_enough_and_extras_are_named(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    lost = ("onnxruntime", "tensorrt", "tensorrt_rtx", "tokenizers", "scipy", "ray")
+    code, found = ask(tmp_path, before=without(*lost))
+    assert code == 0
+    assert "predict" not in found and found["predict, openvino"]["state"] == "ok"
+    assert found["check of words"]["found"] == "lacks scipy"
+    assert found["check of words"]["advice"] == "run: pip install 'wafervlm[words]'"
+    assert found["score"]["advice"] == "run: pip install 'wafervlm[archive]'"
+
+
+def test_a_runtime_alone_predicts_or_is_named(tmp_path: Path, toy_bundle: Path) -> None:
+    """What ``pip install 'wafervlm[openvino]'`` alone must do."""
+    pytest.importorskip("openvino")
+    np.save(tmp_path / "map.npy", np.ones((9, 9), np.uint8))
+
+    def predict(*options: str) -> subprocess.CompletedProcess[str]:
+        words = [
+            "predict",
+            str(tmp_path / "map.npy"),
+            "--bundle",
+            str(toy_bundle),
+            "--threads",
+            "1",
+            *options,
+        ]
+        code = f"{without('onnxruntime')}\nimport sys; from wafervlm.cli import main; sys.exit(main({words}))"
+        return subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    plain = predict()
+    assert plain.returncode == 4
+    assert "onnxruntime is not installed; install it with: pip install 'wafervlm[cpu]'" in plain.stderr
+    assert "take --runtime openvino, which is installed" in plain.stderr
+    chosen = predict("--runtime", "auto")
+    assert chosen.returncode == 0, chosen.stderr
+    assert (
+        "not onnx: onnxruntime is not installed" in chosen.stderr
+        and "runtime        openvino" in chosen.stderr
+    )
+
+
+def test_a_broken_runtime_is_told_from_an_absent_one(tmp_path: Path) -> None:
+    for name in ("onnxruntime", "openvino"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('no such library')")
+    code, found = ask(tmp_path, before=without("tensorrt", "tensorrt_rtx"))
+    assert code == 4
+    assert found["predict, onnx"]["state"] == "look"
+    assert found["predict, onnx"]["found"] == "onnxruntime is installed and cannot be used (no such library)"
+    assert "wafervlm[cpu]' with --force-reinstall" in found["predict, onnx"]["advice"]
+    assert "wafervlm[cpu]' with --force-reinstall" in found["predict"]["advice"]
+
+
+def test_an_emptied_runtime_is_broken(tmp_path: Path) -> None:
     """What is left when one of the two builds is uninstalled: a folder that imports and holds nothing."""
     (tmp_path / "onnxruntime").mkdir()
     (tmp_path / "onnxruntime" / "__init__.py").write_text("")
-    code, found = ask(tmp_path)
-    assert code == 4
-    assert "--force-reinstall" in found["onnxruntime"]["advice"]
+    _, found = ask(tmp_path)
+    assert found["predict, onnx"]["state"] == "look"
+    assert "--force-reinstall" in found["predict, onnx"]["advice"]
 
 
 def test_both_builds_of_the_runtime_are_told(tmp_path: Path) -> None:

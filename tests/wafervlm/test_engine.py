@@ -98,7 +98,9 @@ def test_an_engine_comes_back_as_it_was_written(bundle: Bundle, folder: Path) ->
 def test_a_swapped_engine_is_never_handed_out(bundle: Bundle, folder: Path) -> None:
     (folder / ENGINE_FILE).write_bytes(BYTES[::-1])
     opened = open_engine(folder, bundle)
-    with pytest.raises(DigestError, match="sha256 differs.*build the engine again: wafervlm engine"):
+    with pytest.raises(
+        DigestError, match="sha256 differs.*build the engine again: wafervlm engine .*--replace"
+    ):
         opened.read(opened.manifest.file)
 
 
@@ -110,6 +112,7 @@ def test_an_engine_of_another_size_is_refused_at_once(
 ) -> None:
     opened = open_engine(folder, bundle)
     (folder / ENGINE_FILE).write_bytes(data)
+    what = f"is {len(data)} bytes and its manifest says {len(BYTES)}: {what}.*--replace"
     for read in (lambda: opened.read(opened.manifest.file), lambda: open_engine(folder, bundle)):
         with pytest.raises(DigestError, match=what):
             read()
@@ -117,8 +120,16 @@ def test_an_engine_of_another_size_is_refused_at_once(
 
 def test_an_engine_of_another_bundle_says_which(bundle: Bundle, tmp_path: Path) -> None:
     other = write(bundle, tmp_path / "other", bundle="1" * 64, bundle_name="another")
-    with pytest.raises(UsageError, match=r"bundle 111111111111 \(another\).*wafervlm engine --bundle"):
+    with pytest.raises(UsageError) as raised:
         open_engine(other, bundle)
+    said = str(raised.value)
+    assert "bundle 111111111111 (another)" in said and "name that bundle with --bundle" in said
+    again = f"wafervlm engine --bundle {bundle.path} -o ENGINE --target rtx:8.6,8.9"
+    assert said.endswith(f"in another folder: {again}"), "not in the place of the engine of that bundle"
+    graph = replace(bundle.manifest.graph, vision="int8")
+    unbuildable = replace(bundle, manifest=replace(bundle.manifest, graph=graph))
+    with pytest.raises(UsageError, match=r"name that bundle with --bundle \(in Python bundle=\)$"):
+        open_engine(other, unbuildable)
 
 
 def test_files_that_do_not_belong(bundle: Bundle, folder: Path) -> None:
@@ -142,7 +153,9 @@ def test_files_that_do_not_belong(bundle: Bundle, folder: Path) -> None:
         ({"schema_version": 0}, ManifestError, "schema_version"),
         ({"builder": "torch"}, ManifestError, "builder"),
         ({"precision": "fp8"}, ManifestError, "precision"),
-        ({"max_batch": 0}, ManifestError, "max_batch"),
+        ({"max_batch": 0}, ManifestError, "max_batch in .* is 0; it must be 1 or more"),
+        ({"min_batch": 0}, ManifestError, "min_batch in .* is 0; it must be 1 or more"),
+        ({"min_batch": 17}, ManifestError, "max_batch in .* is 16; it must be 17 or more"),
         ({"tolerance": 0}, ManifestError, "tolerance"),
         ({"tolerance": None}, ManifestError, "tolerance"),
         ({"compute_capabilities": []}, ManifestError, "compute_capabilities"),
@@ -294,7 +307,7 @@ def test_a_folder_that_cannot_be_written_keeps_no_record(
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, "read-only")
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
     opened = open_engine(folder, bundle)
     assert not opened.record(verification(opened))
     assert names(folder) == ["manifest.json", ENGINE_FILE]
@@ -347,6 +360,15 @@ def test_nothing_else_is_written_over(tmp_path: Path, make: Callable[[Path], obj
         check_output(tmp_path / "mine")
     with pytest.raises(UsageError), writing_engine(tmp_path / "mine"):
         pytest.fail("it was opened")
+
+
+def test_a_place_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a read-only file system, where the superuser may not either."""
+    monkeypatch.setattr("os.access", lambda path, _: Path(path) != tmp_path)
+    with pytest.raises(UsageError, match=f"cannot be written, since you may not write in {tmp_path};"):
+        check_output(tmp_path / "new" / "engine")
+    monkeypatch.undo()
+    check_output(tmp_path / "new" / "engine")
 
 
 def test_what_makes_two_engines_the_same(bundle: Bundle) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from wafervlm import files
-from wafervlm.files import flush_tree, replace_folder, write_whole
+from wafervlm.files import flush_tree, open_to_others, replace_folder, write_whole
 
 
 def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -41,3 +42,20 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
         replace_folder(work, out)
         assert (out / "deep" / "a").read_text() == text
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_files_are_as_open_as_the_umask_leaves_them(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        (tmp_path / "work" / "below").mkdir(parents=True)
+        for name in ("a", "below/b"):
+            (tmp_path / "work" / name).touch(mode=0o600)
+        (tmp_path / "work" / "usual").touch()
+        (tmp_path / "work" / "link").symlink_to("nowhere")
+        open_to_others(tmp_path / "work")
+    finally:
+        os.umask(before)
+    modes = {p.stat().st_mode & 0o777 for p in (tmp_path / "work").rglob("*") if p.is_file()}
+    assert modes == {0o666 & ~mask}

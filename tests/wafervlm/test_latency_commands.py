@@ -49,12 +49,11 @@ def ask(site: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_bundle_is_timed_where_there_is_no_workshop(bare: Path, toy_bundle: Path) -> None:
-    arguments = ("--bundle", toy_bundle, "--threads", 1, "--calls", 30, "--batch", 4)
+    arguments = ("--bundle", toy_bundle, "--threads", 1, "--calls", 30, "--batch", 4, "--json")
     done = ask(bare, "benchmark", "--latency", *arguments)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == "", "nothing of the workshop is imported"
-    *people, last = done.stdout.splitlines()
-    summary = json.loads(last)
+    summary = json.loads(done.stdout)
     assert summary["runtime"] == "onnx"
     assert summary["threads"] == 1
     assert [(timed["batch"], timed["calls"]) for timed in summary["latency"]] == [(1, 30), (4, 10)]
@@ -70,7 +69,15 @@ def test_a_bundle_is_timed_where_there_is_no_workshop(bare: Path, toy_bundle: Pa
     assert summary["load_ms"] > 0
     assert 20 < summary["peak_mib"] < 2000
     assert summary["machine"]["versions"]["numpy"] == np.__version__
-    assert any(line.startswith("one wafer, 30 calls") for line in people)
+
+
+def test_people_get_a_table_and_no_json(toy_bundle: Path, capsys: Capture) -> None:
+    arguments = ["--bundle", str(toy_bundle), "--calls", "5", "--threads", "1"]
+    assert cli.main(["benchmark", "--latency", *arguments]) == 0
+    head, first, *rest = capsys.readouterr().out.splitlines()
+    assert head.split() == ["milliseconds", "p50", "p90", "p99"]
+    assert first.startswith("one wafer, 5 calls")
+    assert not any("{" in line for line in rest)
 
 
 def test_json_prints_nothing_else(
@@ -111,7 +118,7 @@ def test_figures_are_given_where_the_gpu_cannot_be_named(
 
     monkeypatch.setattr("wafervlm.runtimes.cuda.find_gpu", none)
     monkeypatch.setattr(WaferVLM, "runtime", "onnx-cuda")
-    assert cli.main(["benchmark", "--latency", "--bundle", str(toy_bundle), "--calls", "3"]) == 0
+    assert cli.main(["benchmark", "--latency", "--bundle", str(toy_bundle), "--calls", "3", "--json"]) == 0
     said = capsys.readouterr()
     summary = json.loads(said.out.splitlines()[-1])
     assert summary["gpu"] is None
@@ -121,7 +128,17 @@ def test_figures_are_given_where_the_gpu_cannot_be_named(
 
 def test_the_runtime_is_chosen(toy_bundle: Path, capsys: Capture) -> None:
     pytest.importorskip("openvino")
-    arguments = ["--bundle", str(toy_bundle), "--calls", "5", "--threads", "1", "--runtime", "openvino"]
+    arguments = [
+        "--bundle",
+        str(toy_bundle),
+        "--calls",
+        "5",
+        "--threads",
+        "1",
+        "--runtime",
+        "openvino",
+        "--json",
+    ]
     assert cli.main(["benchmark", "--latency", *arguments]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["runtime"].startswith("openvino")
 

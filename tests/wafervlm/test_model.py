@@ -339,8 +339,13 @@ class TestRefusals:
         with pytest.raises(VerificationError, match="no probabilities"):
             black.predict(WaferMap(np.ones((5, 5))))
 
+    @pytest.mark.parametrize("options", [{"bundle": 3}, {"engine": 3}, {"runtime_cache": b"x"}])
+    def test_what_is_no_path(self, options: dict[str, Any]) -> None:
+        with pytest.raises(UsageError, match=f"{next(iter(options))} is .* must be the path of a folder"):
+            wafervlm.load(**options)
+
     def test_no_bundle_there(self, tmp_path: Path) -> None:
-        with pytest.raises(ManifestError, match="no bundle folder"):
+        with pytest.raises(UsageError, match="no bundle folder"):
             wafervlm.load(tmp_path / "nowhere")
 
     def test_no_embedded_bundle(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,8 @@ def test_accuracy_level_comes_from_the_manifest(shared_toy_bundle: Path, images:
     assert 1e-4 < difference < 0.2
 
 
-def test_threads_are_those_asked_for(shared_toy_bundle: Path) -> None:
+def test_threads_are_those_asked_for(shared_toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wafervlm.cores.usable_cores", lambda: 3)
     opened = open_bundle(shared_toy_bundle)
     assert open_runtime("onnx", opened, threads=3)._session.get_session_options().intra_op_num_threads == 3  # type: ignore[attr-defined]
 

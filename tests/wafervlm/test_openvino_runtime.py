@@ -106,6 +106,8 @@ def test_verify_and_predict_by_the_command_line(
     with wafervlm.load(toy_bundle, threads=1) as model:
         assert json.loads(said.out)["label"] == model.predict(wafers[0]).label
     assert "openvino (computing in " in said.err
+    assert cli.main(["verify", *named]) == 0
+    assert "6 golden maps on openvino" in capsys.readouterr().out
 
 
 def test_verify_refuses_scores_that_do_not_come_out(bundle_of: BundleOf) -> None:
@@ -339,5 +341,6 @@ class TestRunning:
 def test_the_doctor_names_it(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["doctor", "--json"])
     found = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
-    assert found["openvino"]["state"] == "ok"
-    assert import_openvino().__version__.startswith(found["openvino"]["found"])
+    check = found["predict, openvino"]
+    assert check["state"] == "ok"
+    assert import_openvino().__version__.startswith(check["found"].removeprefix("openvino "))

@@ -90,7 +90,7 @@ def test_several_codes_may_mean_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("# lot\n1,1,1\n1,Z,1\n1,1,1\n", r"the code 'Z'.*bins=\{'Z': 2\}"),
+        ("# lot\n1,1,1\n1,Z,1\n1,1,1\n", r"the code 'Z'.*--bins \.=0,P=1,F=2"),
         ("# lot\n1,1,1\n1,Z,1\n1,1,1\n", r"row 2, column 2 \(counted from 1; line 3 of the file\)"),
         ("1,1,1\n1,,1\n1,1,1\n", "an empty cell"),
         ("1,1,1,\n1,1,1,\n1,1,1,\n", "row 1, column 4 .*'' \\(an empty cell\\)"),

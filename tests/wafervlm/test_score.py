@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -17,13 +21,15 @@ import pytest
 import wafervlm
 from tests.wafervlm.test_engine import write
 from tests.wafervlm.toy import LABELS
-from wafervlm import WaferMap, cli
+from wafervlm import WaferMap, cli, score
 from wafervlm.archive import Found
 from wafervlm.bundle import open_bundle
 from wafervlm.errors import ProviderError, ResourceError, UsageError
 from wafervlm.score import Scorer, _actors, score_archive
 from wafervlm.score_config import ScoreConfig
 from wafervlm.score_parts import pack, unpack
+from wafervlm.score_process import drive_apart
+from wafervlm.score_ray import running_ray
 
 ROOT = Path(wafervlm.__file__).parents[1]
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'wafervlm[archive]'")
@@ -68,13 +74,13 @@ def test_there_is_one_actor_for_each_gpu(
 
 
 def test_more_than_there_is_is_refused() -> None:
-    with pytest.raises(ProviderError, match="sees no GPU"):
+    with pytest.raises(ProviderError, match="device is cuda and there is no GPU"):
         _actors({"CPU": 8}, ScoreConfig(device="cuda"))
     with pytest.raises(UsageError, match="actors is 3 and Ray sees 2"):
         _actors({"CPU": 8, "GPU": 2}, ScoreConfig(device="cuda", actors=3))
     with pytest.raises(UsageError, match="too many for 2 cores"):
         _actors({"CPU": 2}, ScoreConfig(actors=4))
-    with pytest.raises(ProviderError, match="runtime is tensorrt and Ray sees no GPU"):
+    with pytest.raises(ProviderError, match="runtime is tensorrt and there is no GPU"):
         _actors({"CPU": 8}, ScoreConfig(engine=Path("e")))
     with pytest.raises(UsageError, match="part_maps is 0"):
         ScoreConfig(part_maps=0)
@@ -118,8 +124,6 @@ def test_each_actor_loads_the_engine(
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
     """A local Ray for all tests that need one."""
-    import os
-
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'wafervlm[archive]'")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -158,12 +162,15 @@ def test_the_answers_are_the_librarys(ray: Any, tmp_path: Path, archive: Path, t
 
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
     (out / "part-00001.parquet").unlink()
-    (out / ".part-00001.parquet.1.writing").write_bytes(b"half")
+    left, anothers = (out / f".part-00001.parquet.{number}.writing" for number in (1, 2))
+    for path, age in ((left, 3700), (anothers, 60)):
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age,) * 2)
     again = score_archive([archive], out, config)
     assert again == {**summary, "scored": 1}
     kept = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
     assert {path.name for path in stamps if kept[path] != stamps[path]} == {"part-00001.parquet"}
-    assert not list(out.glob(".*"))
+    assert list(out.glob(".*")) == [anothers]
     assert rows(out) == found
 
 
@@ -174,8 +181,9 @@ def test_an_error_of_the_model_arrives_as_it_is(
 ) -> None:
     arguments = ["score", str(archive), "-o", str(tmp_path / "s"), "--bundle", str(toy_bundle)]
     assert cli.main([*arguments, "--device", "cuda"]) == ProviderError.exit_code
-    assert "Ray sees no GPU" in capsys.readouterr().err
+    assert "there is no GPU" in capsys.readouterr().err
     assert cli.main([*arguments, "--actors", "9"]) == UsageError.exit_code
+    assert not (tmp_path / "s").exists()
     assert cli.main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["errors"] == 3
 
@@ -204,6 +212,149 @@ def test_killed_it_goes_on_where_it_stopped(tmp_path: Path, archive: Path, toy_b
     assert len(rows(out)) == 40
 
 
+@pytest.mark.parametrize(
+    "kind", [OSError(errno.ENOSPC, "No space left on device"), PermissionError(13, "no")]
+)
+def test_a_part_that_cannot_be_written_is_named(
+    tmp_path: Path, wafers: list[WaferMap], toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, kind: OSError
+) -> None:
+    def fail(*_: object) -> None:
+        raise kind
+
+    monkeypatch.setattr("wafervlm.score_parts.write_whole", fail)
+    data = np.empty(1, object)
+    data[0] = pack([Found("a", wafers[0])])
+    with pytest.raises(
+        ResourceError, match=rf"part-00000.parquet cannot be written \({kind.strerror}\).*again"
+    ):
+        Scorer(tmp_path, toy_bundle, {"threads": 1})({"part": np.arange(1), "maps": data})
+
+
+class FakeRay:
+    """What ``running_ray`` calls, in the order that it calls it."""
+
+    class exceptions:  # noqa: N801
+        RayError = type("RayError", (Exception,), {})
+        OutOfMemoryError = type("OutOfMemoryError", (RayError,), {})
+
+    def __init__(self, fault: Exception | None = None) -> None:
+        self.calls: list[str] = []
+        self.fault = fault
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **_: object) -> None:
+        self.calls.append("init")
+        if self.fault:
+            raise self.fault
+
+    def shutdown(self) -> None:
+        self.calls.append("shutdown")
+
+
+def test_ray_is_ended_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay()
+    monkeypatch.setattr("wafervlm.score_ray._import_ray", lambda: ray)
+    with pytest.raises(KeyboardInterrupt), running_ray(ScoreConfig()):
+        raise KeyboardInterrupt
+    with pytest.raises(ProviderError, match=r"could not go on: first line; run"), running_ray(ScoreConfig()):
+        raise FakeRay.exceptions.RayError("first line\nsecond")
+    with pytest.raises(ResourceError, match="the disk is full"), running_ray(ScoreConfig()):
+        raise FakeRay.exceptions.RayError("ray::_map\nOSError: [Errno 28] No space left on device")
+    assert ray.calls == ["init", "shutdown"] * 3
+    ray.fault = OSError(errno.EFBIG, "File too large")
+    with pytest.raises(ResourceError, match=r"ulimit -f"), running_ray(ScoreConfig()):
+        pass
+    ray.fault = RuntimeError("GCS died\nmore")
+    with (
+        pytest.raises(ProviderError, match=r"could not be started here: GCS died; look"),
+        running_ray(ScoreConfig()),
+    ):
+        pass
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module that stands in for wafervlm.score in the process that drives Ray; it notes its processes."""
+    (tmp_path / "sitecustomize.py").write_text(
+        """
+import os, subprocess, sys, time, types
+from pathlib import Path
+
+def drive(what, folder):
+    if what == "raise":
+        from wafervlm.errors import ResourceError
+        raise ResourceError("it is full")
+    if what == "die":
+        os._exit(7)
+    if what == "hang":
+        other = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+        (Path(folder) / "pids.part").write_text(f"{os.getpid()} {other.pid}")
+        (Path(folder) / "pids.part").rename(Path(folder) / "pids")
+        time.sleep(60)
+
+if sys.orig_argv[1:3] == ["-m", "wafervlm.score_process"]:
+    sys.modules["wafervlm.score"] = types.ModuleType("wafervlm.score")
+    sys.modules["wafervlm.score"].drive = drive
+"""
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no sessions")
+def test_what_the_driving_process_says_arrives(driver: Path) -> None:
+    drive_apart("work", driver)
+    with pytest.raises(ResourceError, match="^it is full$"):
+        drive_apart("raise", driver)
+    with pytest.raises(ProviderError, match="ended with exit code 7; run the same command again"):
+        drive_apart("die", driver)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no sessions")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_or_killed_it_takes_the_driving_process_along(driver: Path, number: int) -> None:
+    program = f"from wafervlm.score_process import drive_apart; drive_apart('hang', {str(driver)!r})"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{driver}"}
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        wait_for((driver / "pids").exists)
+        pids = [int(pid) for pid in (driver / "pids").read_text().split()]
+        os.killpg(process.pid, number)
+        _, said = process.communicate(timeout=30)
+    assert (b"KeyboardInterrupt" in said) is (number == signal.SIGINT)
+    wait_for(lambda: not any(is_alive(pid) for pid in pids))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_without_a_gpu_ray_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay()
+    monkeypatch.setattr("wafervlm.score_ray._import_ray", lambda: ray)
+    monkeypatch.setattr("wafervlm.score_ray.driver_gpus", lambda: 0)
+    with pytest.raises(ProviderError, match="there is no GPU here"), running_ray(ScoreConfig(device="cuda")):
+        pass
+    assert "init" not in ray.calls
+    with running_ray(ScoreConfig(device="cuda", address="auto")):
+        pass
+    assert "init" in ray.calls
+
+
 def engine_of(bundle: Path, folder: Path) -> Path:
     return write(open_bundle(bundle), folder / "engine")
 
@@ -216,7 +367,12 @@ def test_scores_begun_otherwise_are_not_gone_on_with(
     def out_of_memory(*_: object) -> None:
         raise ResourceError("stopped here")
 
-    monkeypatch.setattr("wafervlm.score._run", out_of_memory)
+    monkeypatch.setattr("wafervlm.score.drive_apart", score.drive)
+    monkeypatch.setattr("wafervlm.score._follow", out_of_memory)
+    monkeypatch.setattr("wafervlm.score.running_ray", lambda config: contextlib.nullcontext(MagicMock()))
+    monkeypatch.setattr("wafervlm.score._actors", lambda resources, config: (1, {}))
+    answered = MagicMock(iter_rows=lambda: (row for row in [{"maps": 0}]))
+    monkeypatch.setattr("wafervlm.score._answered", lambda *_: answered)
     with pytest.raises(ResourceError, match="stopped here"):
         score_archive([archive], out, ScoreConfig(toy_bundle))
     with pytest.raises(UsageError, match=r"begun otherwise \(part_maps changed\)"):

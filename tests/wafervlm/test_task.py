@@ -8,8 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from wafervlm.answers import (
+    are_scores,
+    chosen,
+    classes_of,
+    probabilities,
+    strangers,
+    texts_of,
+    written,
+)
 from wafervlm.errors import TaskError
 from wafervlm.render import RenderSpec
 from wafervlm.task import WAFER_DEFECTS, Task
@@ -191,3 +201,71 @@ def test_a_task_file_that_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "none.json", tmp_path):
         with pytest.raises(TaskError, match="cannot read the task file"):
             Task.from_file(path)
+
+
+MIXED = Task(
+    ("good", "bad", "ugly"), "mixed", "Which?", answer_prefix="", answer_suffix=":", kind="multi-label"
+)
+
+
+def test_a_multi_label_task_asks_about_each_class() -> None:
+    assert MIXED.answer("bad") == "bad: yes"
+    assert MIXED.answer("bad", shown=False) == "bad: no"
+    assert MIXED.stem("bad") == "bad:"
+    turn = MIXED.messages("ugly", shown=False)[-1]
+    assert turn == {"role": "assistant", "content": [{"type": "text", "text": "ugly: no"}]}
+    assert texts_of(MIXED, "bad+ugly") == ["good: no", "bad: yes", "ugly: yes"]
+    assert texts_of(SMALL, "bad") == [SMALL.answer("bad")]
+
+
+def test_a_multi_label_task_is_locked_and_read_back() -> None:
+    assert MIXED.to_dict()["kind"] == "multi-label"
+    assert "kind" not in SMALL.to_dict()
+    single = dataclasses.replace(MIXED, kind="single-label")
+    assert single.digest != MIXED.digest
+    assert Task.from_dict({**single.to_dict(), "kind": "single-label"}).digest == single.digest
+    for copied in (Task.from_dict(MIXED.to_dict()), pickle.loads(pickle.dumps(MIXED)), copy.deepcopy(MIXED)):
+        assert copied == MIXED
+        assert copied.multi_label
+
+
+def test_sets_of_classes_have_one_name() -> None:
+    assert classes_of(MIXED, "none") == ()
+    assert classes_of(MIXED, "ugly+good") == ("good", "ugly")
+    assert classes_of(SMALL, "good") == ("good",)
+    assert written(MIXED, "UGLY+Good") == "good+ugly"
+    assert written(MIXED, "None") is None
+    assert strangers(MIXED, ["none", "ugly+good", "good", "dent", "good", "bad+bad"]) == [
+        "bad+bad",
+        "dent",
+        "ugly+good",
+    ]
+    assert strangers(SMALL, ["good", "none", "good+bad"]) == ["good+bad", "none"]
+    with pytest.raises(TaskError, match="'none' is not a label of task 'small'"):
+        classes_of(SMALL, "none")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kind": "several"}, "kind 'several' of task 'mixed' must be single-label or multi-label"),
+        ({"kind": None}, "kind None of task"),
+        ({"labels": ("good", "None")}, "has a class 'None'; leave it out"),
+        ({"labels": ("good", "a+b")}, r"holds '\+', which joins the names"),
+    ],
+)
+def test_what_no_multi_label_task_can_be_is_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(TaskError, match=words):
+        dataclasses.replace(MIXED, **change)
+
+
+def test_scores_of_classes_become_probabilities() -> None:
+    log_yes = np.log(np.array([[0.2, 0.5, 0.99], [1.0, 1e-9, 0.6]]))
+    np.testing.assert_allclose(probabilities(MIXED, log_yes, 1.0), np.exp(log_yes), atol=1e-9)
+    calm = probabilities(MIXED, log_yes, 2.0)
+    np.testing.assert_allclose(calm[0, 0], 1 / (1 + np.sqrt(0.8 / 0.2)))
+    assert chosen(MIXED, log_yes).tolist() == [[False, True, True], [True, False, True]]
+    assert are_scores(MIXED, log_yes)
+    assert not are_scores(MIXED, log_yes + 0.1)
+    assert not are_scores(MIXED, np.full((1, 3), -np.inf))
+    assert not are_scores(dataclasses.replace(MIXED, kind="single-label"), log_yes)

@@ -23,7 +23,8 @@ from typing import Any
 import pytest
 
 from wafervlm import cli, doctor
-from wafervlm.bundle import Bundle, open_bundle
+from wafervlm.bundle import EMBEDDED, Bundle, open_bundle
+from wafervlm.capabilities import State
 from wafervlm.engine import open_engine
 from wafervlm.errors import (
     DigestError,
@@ -197,7 +198,7 @@ def test_calls_reach_the_real_cuda_python() -> None:
     pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
     if int(cuda.import_runtime().cudaGetDeviceCount()[0]) == 0:
         pytest.skip("there is a GPU here")
-    with pytest.raises(ProviderError, match="--runtime onnx"):
+    with pytest.raises(ProviderError, match="look at what nvidia-smi shows$"):
         cuda.find_gpu()
     calls = cuda.Cuda()
     kind = calls.constant("cudaMemcpyKind", "cudaMemcpyHostToDevice")
@@ -265,8 +266,9 @@ def test_the_parser_gets_the_bytes_that_were_checked(toy_bundle: Path) -> None:
 @needs_rtx
 def test_the_doctor_names_the_package_and_the_gpu(rtx: Library) -> None:
     checks = {check.name: check for check in doctor.examine()}
-    assert (checks[RTX].state, checks[RTX].found) == (doctor.State.OK, rtx.version)
-    assert checks["gpu"].state is doctor.State.OK or "ahead of time" in checks["gpu"].advice
+    check = checks["predict, tensorrt"]
+    assert f"{RTX} {rtx.version}" in check.found
+    assert check.state is State.OK or "ahead of time, not run" in check.found
 
 
 @pytest.mark.tensorrt
@@ -396,6 +398,8 @@ def test_the_embedded_bundle_is_refused_in_one_sentence(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert cli.main(["engine", "-o", str(tmp_path / "engine")]) == 2
+    assert "Missing option '--bundle'" in capsys.readouterr().err
+    assert cli.main(["engine", "-o", str(tmp_path / "engine"), "--bundle", str(EMBEDDED)]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and "--vision float32" in lines[0]
     assert not (tmp_path / "engine").exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from wafervlm.errors import (
     DeviceLost,
     DigestError,
     ManifestError,
+    MissingDependencyError,
     PredictionTimeout,
     ProviderError,
     ResourceError,
@@ -154,7 +156,25 @@ def test_another_compute_capability(machine: Machine) -> None:
 
 def test_another_version(machine: Machine) -> None:
     machine.use("1.6.0.1")
-    with pytest.raises(ProviderError, match=rf"{VERSION}, and here is 1\.6\.0\.1.*wafervlm engine --bundle"):
+    package = machine.builder.replace("_", "-")
+    says = (
+        rf"{VERSION}, and here is 1\.6\.0\.1.*'wafervlm\[{package}\]' {package}=={VERSION}, or build it "
+        r"again: wafervlm engine --bundle \S+ -o \S+ --replace --target rtx:8\.6,8\.9$"
+    )
+    with pytest.raises(ProviderError, match=says):
+        machine.open()
+
+
+def test_without_its_package_the_one_version_is_named(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> Any:
+        raise MissingDependencyError(f"{name} is not installed; install it with: another line")
+
+    monkeypatch.setattr("wafervlm.runtimes.tensorrt_loading.import_library", absent)
+    package = machine.builder.replace("_", "-")
+    says = rf"is not installed; install it with: pip install 'wafervlm\[{package}\]' {package}=={VERSION}$"
+    with pytest.raises(MissingDependencyError, match=says):
         machine.open()
 
 
@@ -195,6 +215,11 @@ def test_no_memory_for_buffers(machine: Machine) -> None:
     machine.cuda.fail["cudaMalloc"] = "cudaErrorMemoryAllocation"
     with pytest.raises(ResourceError, match="memory is full.*--max-batch"):
         machine.open()
+    assert not machine.cuda.memory
+    made = machine.cuda.calls.count("cudaStreamCreateWithFlags")
+    assert machine.cuda.calls.count("cudaStreamDestroy") == made
+    machine.cuda.fail.clear()
+    np.testing.assert_array_equal(machine.open().run(images(1)), [FLAT])
 
 
 def test_no_memory_for_the_context(machine: Machine) -> None:
@@ -219,6 +244,42 @@ def test_a_run_that_fails_for_another_reason(machine: Machine) -> None:
     machine.context.refuse = "Error Code 1: Myelin"
     with pytest.raises(ProviderError, match="could not run: Error Code 1: Myelin.*wafervlm verify --bundle"):
         runtime.run(images(1))
+    machine.context.refuse = ""
+    np.testing.assert_array_equal(runtime.run(images(2)), [FLAT, FLAT])
+
+
+def test_out_of_memory_ends_one_prediction_and_not_the_model(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, wafers: list[WaferMap]
+) -> None:
+    monkeypatch.setattr("wafervlm.verification.needs_verification", lambda *_: False)
+    with wafervlm.load(machine.bundle.path, engine=machine.folder) as model:
+        machine.context.refuse = "Error Code 2: OutOfMemory (Requested size was 5 bytes.)"
+        for ask in (lambda: model.predict(wafers[0]), lambda: model.predict_batch(wafers[:3])):
+            with pytest.raises(ResourceError, match="memory is full"):
+                ask()
+        machine.context.refuse = ""
+        assert [each.id for each in model.predict_batch(wafers[:3])] == [each.id for each in wafers[:3]]
+
+
+@pytest.mark.parametrize("function", ["cudaMemcpyAsync", "cudaStreamSynchronize"])
+@pytest.mark.parametrize("status", ["cudaErrorIllegalAddress", "cudaErrorLaunchTimeout"])
+def test_a_gpu_lost_at_any_step_of_a_run(machine: Machine, function: str, status: str) -> None:
+    runtime = machine.open()
+    machine.cuda.fail[function] = status
+    with pytest.raises(DeviceLost, match=f"{function} gave {status}"):
+        runtime.run(images(1))
+    machine.cuda.fail.clear()
+    with pytest.raises(DeviceLost, match="stopped answering"):
+        runtime.run(images(1))
+    runtime.close()
+
+
+@pytest.mark.parametrize("function", ["cudaMalloc", "cudaStreamCreateWithFlags"])
+def test_a_gpu_lost_while_loading(machine: Machine, function: str) -> None:
+    machine.cuda.fail[function] = "cudaErrorLaunchFailure"
+    with pytest.raises(DeviceLost, match=f"{function} gave cudaErrorLaunchFailure"):
+        machine.open()
+    assert not machine.cuda.memory
 
 
 def test_a_gpu_that_disappears_ends_the_engine_not_the_process(machine: Machine, toy_bundle: Path) -> None:
@@ -392,6 +453,45 @@ def test_an_engine_that_stands_is_verified_where_its_gpu_is(
         assert model.runtime == "tensorrt"
 
 
+def test_another_engine_only_gives_way_where_it_is_told_to(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if machine.builder == "tensorrt_rtx":
+        pytest.skip("which capabilities it builds for is not in the stand-in")
+    weights = machine.bundle.manifest.graph.precision
+    manifest = replace(read_manifest(machine.folder), compute_capabilities=("8.9",), weights=weights)
+    write_engine_manifest(machine.folder, manifest)
+    good_answers(machine, monkeypatch)
+    monkeypatch.setattr("wafervlm.engine_build.build_engine", lambda *_, **__: memoryview(b"engine"))
+    path, out = str(machine.bundle.path), str(machine.folder)
+    command = ["engine", "--bundle", path, "--target", "tensorrt", "-o", out]
+    before = (machine.folder / "manifest.json").read_bytes()
+    assert cli.main([*command, "--precision", "fp32", "--max-batch", "4"]) == 2
+    assert "holds another engine (precision, max_batch, tolerance); choose" in capsys.readouterr().err
+    (machine.folder / ENGINE_FILE).write_bytes(b"enginE")
+    assert cli.main(command) == 2
+    assert "holds an engine that is damaged; choose" in capsys.readouterr().err
+    assert (machine.folder / "manifest.json").read_bytes() == before
+    assert (machine.folder / ENGINE_FILE).read_bytes() == b"enginE"
+    assert cli.main([*command, "--replace"]) == 0
+    told = capsys.readouterr()
+    assert (machine.folder / ENGINE_FILE).read_bytes() == b"engine"
+    first, *_, last = told.out.splitlines()
+    assert first.startswith(f"engine {out}: 0.0 MB in ")
+    assert last.startswith("golden maps on Fake GPU: label log-probabilities up to ")
+
+
+def test_what_cannot_be_written_is_known_before_the_settings(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "engine"
+    command = ["engine", "--bundle", str(machine.bundle.path), "--target", "tensorrt", "-o", str(out)]
+    assert cli.main(command) == 2
+    told = capsys.readouterr().err
+    assert "is no folder; name a place elsewhere" in told and "settings" not in told
+
+
 def test_long_lists_are_cut_to_what_the_engine_takes(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, wafers: list[WaferMap]
 ) -> None:
@@ -419,6 +519,20 @@ def test_auto_takes_the_engine_where_it_can_run_and_says_why_not_elsewhere(
     with model:
         assert model.runtime.startswith("onnx (not tensorrt: engine")
         assert "has 7.5" in model.runtime
+
+
+def test_an_engine_that_is_not_used_is_said_once(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.cuda.capability = (7, 5)
+    np.save(tmp_path / "map.npy", np.ones((9, 9), np.uint8))
+    command = ["predict", str(tmp_path / "map.npy"), "--bundle", str(machine.bundle.path), "--threads", "1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli.main([*command, "--engine", str(machine.folder), "--runtime", "auto"]) == 0
+    told = capsys.readouterr().err
+    assert f"warning: engine {machine.folder} is not used: runtime auto is onnx (" in told
+    assert told.count("has 7.5") == 1 and "  runtime        onnx\n" in told
 
 
 def good_answers(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

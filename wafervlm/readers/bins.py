@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wafervlm.errors import FileFormatError, UsageError
-from wafervlm.wafermap import FAIL, NO_DIE, PASS, DieGrid
+from wafervlm.wafermap import FAIL, MAP_CODES, NO_DIE, PASS, DieGrid
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
 
@@ -49,17 +49,14 @@ class Bins(dict[str, int]):
 def unmapped(code: str, where: str) -> FileFormatError:
     """The error for a code that is not mapped; ``where`` is its file and place in it."""
     name = repr(code) if code else "'' (an empty cell)"
-    return FileFormatError(
-        f"{where} has the code {name}, which is not mapped; say what it means, "
-        f"as in bins={{{code!r}: 2}}, for every code (0 no die, 1 pass, 2 fail)"
-    )
+    return FileFormatError(f"{where} has the code {name}, which is not mapped; {MAP_CODES}")
 
 
 def map_bins(codes: NDArray[Any], bins: Mapping[Any, int], where: str) -> DieGrid:
     """Return the die grid of (H, W) numeric ``codes``. Raises FileFormatError for a code not mapped."""
     table = Bins(bins)
     if codes.dtype.kind not in "iuf":
-        raise FileFormatError(f"{where} has dtype {codes.dtype}; bins= maps arrays of numbers")
+        raise FileFormatError(f"{where} has dtype {codes.dtype}; bin codes in an array must be numbers")
     dies = np.empty(codes.shape, dtype=np.uint8)
     for value in np.unique(codes):
         # NaN differs from itself, and is never mapped.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wafervlm.bundle import Bundle
+from wafervlm.cores import check_threads
 from wafervlm.errors import SetupError, UsageError
 from wafervlm.render import RgbImage
 
@@ -57,10 +58,7 @@ def open_runtime(
     """
     if name not in RUNTIMES or name == "auto":
         raise UsageError(f"there is no runtime {name!r}; known are {', '.join(RUNTIMES)}")
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise UsageError(
-            f"threads is {threads!r}; it must be a whole number from 1, or None for one per core"
-        )
+    check_threads(threads)
     if name == "tensorrt":
         return _open_tensorrt(bundle, engine, runtime_cache)
     if engine is not None or runtime_cache is not None:
@@ -82,8 +80,9 @@ def open_runtime(
 
 def choose_runtime(bundle: Bundle, engine: Engine | None) -> tuple[str, str]:
     """The runtime that ``auto`` stands for on this machine, and why: the engine where there is one that can
-    run here, else ONNX Runtime on the GPU where it has it, else on the CPU. OpenVINO is never chosen, since
-    its scores differ a little from those that the bundle was measured with. Nothing is opened."""
+    run here, else ONNX Runtime on the GPU where it has it, else on the CPU. OpenVINO, whose scores differ a
+    little from those that the bundle was measured with, is chosen only where there is no ONNX Runtime.
+    Nothing is opened."""
     reasons: list[str] = []
     for name in ("tensorrt", "onnx-cuda"):
         try:
@@ -91,7 +90,9 @@ def choose_runtime(bundle: Bundle, engine: Engine | None) -> tuple[str, str]:
         except SetupError as error:
             reasons.append(f"not {name}: {error}")
     if find_spec("openvino") is not None:
-        reasons.append("not openvino, which is taken only where it is named")
+        if find_spec("onnxruntime") is None:
+            return "openvino", "; ".join([*reasons, "not onnx: onnxruntime is not installed"])
+        reasons.append("not openvino, which is taken only where it is named, or alone")
     return "onnx", "; ".join(reasons)
 
 

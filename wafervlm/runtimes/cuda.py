@@ -5,8 +5,10 @@ Device 0 is used; CUDA_VISIBLE_DEVICES says which that is.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
+import os
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -24,6 +26,7 @@ from wafervlm.errors import (
     ResourceError,
     SetupError,
     WaferVLMError,
+    import_fault,
 )
 
 INSTALL = "pip install cuda-bindings"
@@ -70,6 +73,18 @@ def find_gpu() -> Gpu:
     )
 
 
+def driver_gpus() -> int:
+    """How many GPUs the CUDA driver shows this process, asked without any package; 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
 class Cuda:
     """CUDA's runtime functions, each failure as one error of ours."""
 
@@ -106,7 +121,7 @@ class Cuda:
         if status.name in _ABSENT:
             return ProviderError(
                 f"no GPU can be used here ({text}): there is no NVIDIA driver, it is too old for this "
-                "cuda-python, or it sees no GPU; look at nvidia-smi, or predict with --runtime onnx"
+                "cuda-python, or it sees no GPU; look at what nvidia-smi shows"
             )
         if status.name in FATAL:
             return DeviceLost(
@@ -123,7 +138,7 @@ def import_runtime() -> Any:
         return importlib.import_module("cuda.bindings.runtime")
     except (ImportError, OSError, RuntimeError) as error:
         raise MissingDependencyError(
-            f"cuda-python cannot be used ({error}); install it with: {INSTALL}, of the major version of "
+            f"cuda-python {import_fault('cuda', error)}; install it with: {INSTALL}, of the major version of "
             "CUDA that nvidia-smi shows"
         ) from None
 

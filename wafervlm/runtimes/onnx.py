@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from wafervlm.errors import (
     ResourceError,
     UsageError,
     WaferVLMError,
+    import_fault,
 )
 from wafervlm.render import RgbImage
 from wafervlm.runtimes.contract import Port, check_contract
@@ -116,12 +118,17 @@ def import_onnxruntime() -> Any:
 
         ort.disable_telemetry_events()
     except (ImportError, AttributeError) as error:
-        # Uninstalling one of its two builds leaves the other a folder without its contents.
-        raise MissingDependencyError(
-            f"onnxruntime cannot be used ({error}); install it with: {INSTALL['cpu']}, "
-            "with --force-reinstall where it is installed already"
-        ) from None
+        raise MissingDependencyError(_unusable(error)) from None
     return ort
+
+
+def _unusable(error: Exception) -> str:
+    """What the matter is with onnxruntime, and what to do; another runtime that is here is named."""
+    fault = import_fault("onnxruntime", error)
+    # Uninstalling one of its two builds leaves the other a folder without its contents.
+    force = "" if fault == "is not installed" else " with --force-reinstall"
+    other = ", or take --runtime openvino, which is installed" if find_spec("openvino") else ""
+    return f"onnxruntime {fault}; install it with: {INSTALL['cpu']}{force}{other}"
 
 
 def open_session(bundle: Bundle, file: str, *, device: str, threads: int | None, accuracy_level: int) -> Any:

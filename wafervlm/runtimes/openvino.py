@@ -28,6 +28,7 @@ from wafervlm.errors import (
     ProviderError,
     ResourceError,
     WaferVLMError,
+    import_fault,
 )
 from wafervlm.manifest import Graph
 from wafervlm.render import RgbImage
@@ -148,7 +149,9 @@ def import_openvino() -> Any:
         openvino = importlib.import_module("openvino")
         openvino.Core, openvino.__version__  # noqa: B018
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
-        raise MissingDependencyError(f"openvino cannot be used ({error}); {INSTALL}") from None
+        raise MissingDependencyError(
+            f"openvino {import_fault('openvino', error)}; install it with: {INSTALL}"
+        ) from None
     finally:
         if not found:
             del sys.modules["openvino_telemetry"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 from wafervlm.engine_manifest import Place
 from wafervlm.errors import UsageError
+from wafervlm.files import write_whole
 from wafervlm.runtimes.tensorrt_api import IRuntimeCache
 from wafervlm.runtimes.tensorrt_package import Library
 
@@ -56,11 +56,9 @@ class KernelCache:
         data = bytes(memoryview(cast(bytes, cache.serialize())))
         if data == self._known:
             return
-        beside = path.with_name(f".{path.name}.{os.getpid()}.writing")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_bytes(data)
-            beside.replace(path)
+            write_whole(path, data, sync=False)
             self._known = data
         except OSError as error:
             self._cache = None

@@ -31,24 +31,29 @@ def find_place(engine: Engine, bundle: Bundle) -> Place:
     """Where ``engine`` would run. Raises MissingDependencyError and ProviderError where it cannot: without
     its package in its version, without a GPU, or on one that it was not built for."""
     manifest = engine.manifest
-    again = build_command(engine.path, bundle.path, words=manifest.words is not None)
+    words = manifest.words is not None
+    again = build_command(engine.path, bundle.path, words=words)
+    version = f"{INSTALL[manifest.builder]} {_distribution(manifest.builder)}=={manifest.builder_version}"
     built = f"engine {engine.path} was built by {manifest.builder} {manifest.builder_version}"
     try:
         library = import_library(manifest.builder)
     except MissingDependencyError as error:
-        wanted = f"{_distribution(manifest.builder)}=={manifest.builder_version}"
-        raise MissingDependencyError(f"{built}, and only {wanted} can load it; {error}") from None
+        raise MissingDependencyError(
+            f"{built}, and only that version can load it, but {str(error).partition(';')[0]}; install it "
+            f"with: {version}"
+        ) from None
     if library.version != manifest.builder_version:
         raise ProviderError(
-            f"{built}, and here is {library.version}, which cannot load it; build it again: {again}, or "
-            f"install the other version: {INSTALL[manifest.builder]} "
-            f"{_distribution(manifest.builder)}=={manifest.builder_version}"
+            f"{built}, and here is {library.version}, which cannot load it; install that version: {version}, "
+            f"or build it again: {build_command(engine.path, bundle.path, words=words, like=manifest)}"
         )
     capabilities = ", ".join(manifest.compute_capabilities)
     try:
         gpu = find_gpu()
     except ProviderError as error:
-        raise type(error)(f"{built} for compute capability {capabilities}; {error}") from None
+        raise type(error)(
+            f"{built} for compute capability {capabilities}; {error}, or take --runtime onnx"
+        ) from None
     if gpu.compute_capability not in manifest.compute_capabilities:
         raise ProviderError(
             f"{built} for compute capability {capabilities}, and the GPU here "

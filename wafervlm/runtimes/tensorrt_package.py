@@ -9,7 +9,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any, cast
 
-from wafervlm.errors import MissingDependencyError
+from wafervlm.errors import MissingDependencyError, import_fault
 from wafervlm.runtimes.tensorrt_api import ILogger, Package, RtxPackage, Severity
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def import_library(name: str) -> Library:
     # Its own loader raises FileNotFoundError, OSError or RuntimeError for a shared library it lacks.
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
         raise MissingDependencyError(
-            f"{name} cannot be used ({error}); install it with: {INSTALL[name]}"
+            f"{name} {import_fault(name, error)}; install it with: {INSTALL[name]}"
         ) from None
     log.debug("%s %s", name, version)
     messages = Messages()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wafervlm.bundle import Bundle
-from wafervlm.errors import ManifestError, MissingDependencyError, UsageError
+from wafervlm.errors import ManifestError, MissingDependencyError, UsageError, import_fault
 from wafervlm.words.section import Words
 
 # What a decoder writes for bytes that are no whole character.
@@ -131,8 +131,8 @@ def _tokenizer(text: str, where: object) -> Any:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise MissingDependencyError(
-            f"to put words into tokens, tokenizers is needed ({error}); install it with: "
-            "pip install 'wafervlm[words]'"
+            f"to put words into tokens, tokenizers is needed, which {import_fault('tokenizers', error)}; "
+            "install it with: pip install 'wafervlm[words]'"
         ) from None
     try:
         return Tokenizer.from_str(text)
