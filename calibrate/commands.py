@@ -63,7 +63,8 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     type=click.Choice(["none", "host", "disk"]),
     default="none",
     show_default=True,
-    help="Keep one layer on the device and the others in the host's memory, or on disk. With --weigh same.",
+    help="Keep one layer on the device and the others in the host's memory, or on disk; needs --weigh same, "
+    "for answers are weighed by a pass back through all layers at once.",
 )
 @click.option("--seed", default=0, show_default=True, help="Which maps are drawn.")
 @click.option(
@@ -85,7 +86,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     type=click.Choice(["tune", "test"]),
     default="test",
     show_default=True,
-    help="Part of the dataset folder --compare-on to read; of no effect without one.",
+    help="Which part of the dataset folder --compare-on is read; a source of maps is read whole.",
 )
 @dry_run_option
 @console.json_option

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from train.branches import question_tokens
 from train.dataset import Sample
 from train.loading import Checkpoint, encode
 from wafervlm.answers import classes_of
@@ -61,8 +62,31 @@ def batches(
     else:
         images = [render(sample.wafer, task.render) for sample in samples]
     labels, shown = answered(task, samples)
-    parts = [slice(i, i + size) for i in range(0, len(images), size)]
-    return [encode(checkpoint, task, images[part], labels[part], shown[part]) for part in parts]
+    return [
+        encode(
+            checkpoint, task, [images[i] for i in part], [labels[i] for i in part], [shown[i] for i in part]
+        )
+        for part in together(task, len(images), size)
+    ]
+
+
+def together(task: Task, count: int, size: int) -> list[range]:
+    """Which of ``count`` conversations go together, ``size`` at a time: those in a row, or of a multi-label
+    task those about one class, whose answers begin at one place."""
+    step = len(task.labels) if task.multi_label else 1
+    rows = [range(first, count, step) for first in range(min(step, count))]
+    return [row[i : i + size] for row in rows for i in range(0, len(row), size)]
+
+
+def questions(checkpoint: Checkpoint, task: Task, count: int, size: int) -> list[int]:
+    """Of each of ``together`` how many tokens of the answer ask about a class, and are given when deployed: 0
+    but for a multi-label task."""
+    parts = together(task, count, size)
+    if not task.multi_label:
+        return [0] * len(parts)
+    asked = [task.labels[part[0] % len(task.labels)] for part in parts]
+    lengths = {label: len(question_tokens(checkpoint.processor, task, label)) for label in set(asked)}
+    return [lengths[label] for label in asked]
 
 
 def answered(task: Task, samples: Sequence[Sample]) -> tuple[list[str], list[bool]]:

@@ -64,6 +64,12 @@ def unpack(parts: Mapping[str, torch.Tensor], name: str, bits: int = 4) -> Quant
     _check_shapes(parts, name, bits)
     inputs, groups, zero = len(parts["g_idx"]), len(parts["scales"]), 1 << (bits - 1)
     size, order = inputs // groups, parts["g_idx"].cpu().long()
+    strange = order[(order < 0) | (order >= groups)]
+    if len(strange):
+        raise CheckpointError(
+            f"{name}.g_idx names group {int(strange[0])}, and the layer has {groups}: the file is damaged; "
+            "fetch it again, or quantize it again"
+        )
     firsts = order[::size]
     # Groups that are whole but come in another order only need their scales in that order.
     if not torch.equal(order, firsts.repeat_interleave(size)) or not torch.equal(

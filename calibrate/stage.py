@@ -19,7 +19,7 @@ import torch
 from calibrate.described import descriptions, words_loss
 from calibrate.gptq import QuantizedWeight, Scheme
 from calibrate.influence import Influence, influences
-from calibrate.inputs import Inputs, Kind, batches, distinct_tokens, stratified, warn_if_few
+from calibrate.inputs import Inputs, Kind, batches, distinct_tokens, questions, stratified, warn_if_few
 from calibrate.judge import agreement, check_gate, score, summary
 from calibrate.layers import Row, linears, quantize_model, round_model
 from calibrate.pack import write_quantized
@@ -155,6 +155,9 @@ def quantize_checkpoint(
     each, and their summary."""
     inputs = batches(checkpoint, task, samples, settings.kind, settings.batch, settings.seed)
     asked = [_asked(checkpoint, task, settings)] * len(inputs)
+    if settings.kind != "text":
+        given = questions(checkpoint, task, len(samples), settings.batch)
+        asked = [begin + more for begin, more in zip(asked, given, strict=True)]
     if settings.words:
         described = stratified(samples, settings.words, settings.seed)
         told, begins = descriptions(checkpoint, task, described, settings.batch, settings.seed)

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from export.external import WeightFile
 from export.parity import check_deployed, check_parity, graph_scores
 from export.temperature import Fit, fit_temperature
+from export.thresholds import ClassFit, fit_classes
 from export.words import WordsContents
 from train.dataset import Sample
+from wafervlm.answers import EVEN, truth_of
 from wafervlm.bundle import EXTERNAL_SUFFIX, GOLDEN, MANIFEST, Bundle, Graph, Manifest, write_manifest
 from wafervlm.golden import Golden, write_golden
 from wafervlm.manifest import Vision
@@ -65,7 +67,8 @@ def write_bundle(folder: Path, name: str, contents: Contents) -> Manifest:
     write_graph(contents, "float32", folder)
     maps = tuple(sample.wafer for sample in contents.golden)
     labels = tuple(sample.label for sample in contents.golden)
-    write_golden(folder / GOLDEN, Golden(maps, labels, contents.reference.astype(np.float32)))
+    golden = Golden(maps, labels, contents.reference.astype(np.float32))
+    write_golden(folder / GOLDEN, golden)
     draft = Manifest(
         name=name,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -89,13 +92,13 @@ def write_bundle(folder: Path, name: str, contents: Contents) -> Manifest:
     if contents.words is not None:
         parity["words_max_abs_difference"] = contents.words.check(bundle, images, contents.reference)
     if contents.graph.exact:
-        return write_manifest(folder, _measured(bundle.manifest, contents, exact, parity))
+        return _finished(folder, golden, _measured(bundle.manifest, contents, exact, parity))
     if contents.graph.vision != "float32":
         write_graph(contents, contents.graph.vision, folder)
         bundle = _written(folder, draft)
     logger.info("running the graph as deployed on %d maps", len(images + tune))
     deployed = graph_scores(bundle, images + tune, accuracy_level=contents.graph.accuracy_level)
-    return write_manifest(folder, _measured(bundle.manifest, contents, deployed, parity))
+    return _finished(folder, golden, _measured(bundle.manifest, contents, deployed, parity))
 
 
 def write_graph(contents: Contents, vision: Vision, folder: Path) -> None:
@@ -127,6 +130,12 @@ def _written(folder: Path, manifest: Manifest) -> Bundle:
     return Bundle(folder, written, hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest())
 
 
+def _finished(folder: Path, golden: Golden, manifest: Manifest) -> Manifest:
+    """Write what was measured: beside the golden maps too, whose digest then covers it."""
+    write_golden(folder / GOLDEN, golden, manifest)
+    return write_manifest(folder, manifest)
+
+
 def _images(samples: Sequence[Sample], task: Task) -> list[RgbImage]:
     return [render(sample.wafer, task.render) for sample in samples]
 
@@ -138,7 +147,7 @@ def _measured(
     golden, tune = np.split(scores, [len(contents.golden)])
     tolerance = EXACT_TOLERANCE
     if not contents.graph.exact:
-        far = check_deployed(golden, contents.reference)
+        far = check_deployed(golden, contents.reference, contents.task)
         parity["deployed_max_abs_difference"] = far
         tolerance = max(EXACT_TOLERANCE, TOLERANCE_FACTOR * far)
     fit = _fit(tune, contents)
@@ -147,15 +156,27 @@ def _measured(
     return replace(
         manifest,
         temperature=fit.temperature if fit else 1.0,
+        threshold=fit.threshold if isinstance(fit, ClassFit) else EVEN,
         verify_tolerance=tolerance,
         parity=parity,
     )
 
 
-def _fit(scores: NDArray[np.float32], contents: Contents) -> Fit | None:
+def _fit(scores: NDArray[np.float32], contents: Contents) -> Fit | ClassFit | None:
     """The temperature fitted on the deployed graph's ``scores`` of the tune maps; None without such maps."""
     if not contents.tune:
         logger.warning("no tune maps were given: the temperature stays 1, and confidences are not calibrated")
         return None
+    if contents.task.multi_label:
+        return fit_classes(scores, truth_of(contents.task, [sample.label for sample in contents.tune]))
     truth = np.array([contents.task.labels.index(sample.label) for sample in contents.tune])
-    return fit_temperature(scores, truth)
+    fit = fit_temperature(scores, truth)
+    if fit.at_bound:
+        logger.warning(
+            "the temperature's fit ran to its bound, %.3g: the %d tune maps do not settle it, since %s; look "
+            "at their labels, or give more of them",
+            fit.temperature,
+            fit.maps,
+            "most answers are wrong" if fit.temperature > 1 else "nearly all are answered right",
+        )
+    return fit

@@ -83,6 +83,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     help="Whether WM-811K's citations go in.  [default: as the provenance says]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the golden maps.")
+@click.option("--replace", is_flag=True, help="Put the bundle in the place of another one that is at OUT.")
 @dry_run_option
 @console.json_option
 def export(
@@ -91,6 +92,7 @@ def export(
     task_file: Path | None,
     accuracy_level: str,
     opset: str,
+    replace: bool,
     dry_run: bool,
     as_json: bool,
     **options: Any,
@@ -99,7 +101,8 @@ def export(
 
     The graph's scores must equal the checkpoint's within 1e-3 at exact accuracy, with the vision tower in
     float32, and as deployed it must give the same labels on nine golden maps in ten, else nothing is written.
-    A large model is read and written layer by layer; --dry-run says beforehand what that takes.
+    A large model is read and written layer by layer; --dry-run says beforehand what that takes. A bundle that
+    is at OUT already, of the same inputs and settings, is left as it is; another one needs --replace.
 
     \b
     Example:
@@ -120,7 +123,7 @@ def export(
 
         show_cost(estimate(config), out, as_json)
         return
-    manifest, written = run(config, out)
+    manifest, written = run(config, out, replace=replace)
     console.say(
         f"wrote {out}" if written else f"{out} is complete and of these inputs already; nothing to do"
     )

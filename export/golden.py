@@ -44,10 +44,11 @@ def synthetic_golden(task: Task, seed: int, per_label: int = PER_LABEL) -> list[
 def chosen_golden(
     samples: Sequence[Sample], task: Task, seed: int, per_label: int = PER_LABEL
 ) -> list[Sample]:
-    """Up to ``per_label`` of ``samples`` for each label, drawn at random. Raises DatasetError for none."""
+    """Up to ``per_label`` of ``samples`` for each label, of a multi-label task for each set of classes that
+    occurs, drawn at random. Raises DatasetError for none."""
     rng = np.random.default_rng(seed)
     chosen = []
-    for label in task.labels:
+    for label in sorted({sample.label for sample in samples}) if task.multi_label else task.labels:
         of_label = [sample for sample in samples if sample.label == label]
         chosen += [of_label[i] for i in np.sort(rng.permutation(len(of_label))[:per_label])]
     if not chosen:

@@ -62,6 +62,8 @@ class NanoRecipe:
     task: Task = TASK
     maps: int = 60
     group: int = 32
+    words: int = 270
+    """So many of the calibration maps are described too, since the bundle describes."""
     accuracy_level: int = 0
     """Exact: on matrices as small as nano's, 8-bit activations gain nothing in the 4-bit products."""
     vision: Vision = "int8"
@@ -80,8 +82,9 @@ def rebuild(source: Path, work: Path, out: Path, recipe: NanoRecipe) -> None:
     build_dataset(chosen, data)
     base, adapter = recipe.weights / "base", recipe.weights / "adapter"
     merge(base, adapter, data, work / "merged", MergeSettings("float16"))
+    maps = recipe.maps * len(recipe.task.labels)
     settings = CalibrateSettings(
-        scheme=Scheme(group=recipe.group), maps=recipe.maps * len(recipe.task.labels)
+        scheme=Scheme(group=recipe.group), maps=maps, words=min(recipe.words, maps)
     )
     calibrate(work / "merged", data, work / "gptq", settings)
     config = ExportConfig(
@@ -90,11 +93,12 @@ def rebuild(source: Path, work: Path, out: Path, recipe: NanoRecipe) -> None:
         tune=_tune_maps(source, recipe, work / "tune.npz"),
         accuracy_level=recipe.accuracy_level,
         vision=recipe.vision,
+        words=True,
         name="wafervlm-nano",
         wm811k=True,
         ancestors=(recipe.weights / "base", recipe.weights / "adapter"),
     )
-    export(config, out)
+    export(config, out, replace=True)
 
 
 def compare(rebuilt: Bundle, shipped: Bundle) -> dict[str, float]:
@@ -150,7 +154,7 @@ def _default_source() -> Path:
     return folder / "wm811k" / "train_pool.npz"
 
 
-@click.command()
+@click.command(context_settings=console.HELP)
 @click.option("--check", "only_check", is_flag=True, help="Compare a rebuilt bundle with the embedded one.")
 @click.option(
     "--source",

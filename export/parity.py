@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from calibrate.pack import load_quantized
 from train.loading import Checkpoint, load_checkpoint
 from train.scorer import label_log_probs
+from wafervlm.answers import same
 from wafervlm.bundle import Bundle
 from wafervlm.errors import GateError
 from wafervlm.render import RgbImage
@@ -56,11 +57,14 @@ def check_parity(graph: NDArray[np.floating], reference: NDArray[np.floating]) -
     return difference
 
 
-def check_deployed(graph: NDArray[np.floating], reference: NDArray[np.floating]) -> float:
+def check_deployed(
+    graph: NDArray[np.floating], reference: NDArray[np.floating], task: Task | None = None
+) -> float:
     """The largest difference of a graph that computes in integers; raises GateError where it is not finite
-    or labels agree on fewer than nine maps in ten; of few maps one may differ all the same, a near tie."""
+    or labels agree on fewer than nine maps in ten, those of ``task`` where it is given; of few maps one may
+    differ all the same, a near tie."""
     difference = float(np.abs(graph.astype(np.float64) - reference).max())
-    agrees = graph.argmax(axis=1) == reference.argmax(axis=1)
+    agrees = same(task, graph, reference) if task else graph.argmax(axis=1) == reference.argmax(axis=1)
     agreement = float(agrees.mean())
     if not np.isfinite(difference) or (agreement < DEPLOYED_AGREEMENT and (~agrees).sum() > 1):
         raise GateError(

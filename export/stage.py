@@ -27,6 +27,7 @@ from export.words import CONTEXT, WordsContents, words_section
 from train.artefact import (
     PROVENANCE,
     Provenance,
+    changes,
     folder_digest,
     is_complete,
     read_provenance,
@@ -38,11 +39,14 @@ from train.inventory import take_inventory
 from train.loading import check_image_size, load_processor
 from train.progress import Progress
 from train.scorer import tree_log_probs
+from train.shards import check_finite
 from train.streamed import residency_of
+from wafervlm.answers import strangers
 from wafervlm.bundle import Graph, Manifest, open_bundle
 from wafervlm.errors import CheckpointError, DatasetError, UsageError
+from wafervlm.files import check_writable
 from wafervlm.manifest import VISIONS, Vision
-from wafervlm.render import render
+from wafervlm.render import RgbImage, render
 from wafervlm.task import Task
 
 logger = logging.getLogger(__name__)
@@ -99,21 +103,22 @@ class ExportConfig:
             )
 
 
-def export(config: ExportConfig, out: Path) -> tuple[Manifest, bool]:
+def export(config: ExportConfig, out: Path, *, replace: bool = False) -> tuple[Manifest, bool]:
     """Write the bundle ``out``; return its manifest, and whether it was written now.
 
-    A complete ``out`` of the same inputs and settings is left as it is, one of others is replaced. Raises
-    CheckpointError, TaskError, DatasetError, UsageError, and GateError where the graph's scores are not the
-    checkpoint's; nothing is written then.
+    A complete ``out`` of the same inputs and settings is left as it is, one of others only replaced with
+    ``replace``. Raises CheckpointError, TaskError, DatasetError, UsageError, and GateError where the graph's
+    scores are not the checkpoint's; nothing is written then.
     """
     out = Path(out)
     provenance = _provenance(config)
     if is_complete(out, provenance):
         return open_bundle(out).manifest, False
-    if out.exists() and not _is_export(out):
-        raise UsageError(f"{out} exists and is not a bundle that was exported; choose another folder")
+    check_writable(out)
+    if out.exists():
+        _check_replaceable(out, provenance, replace)
     contents = _contents(config, take_inventory(config.checkpoint).large)
-    with writing(out, overwrite=True) as work:
+    with writing(out, overwrite=replace) as work:
         write_provenance(work, provenance)
         manifest = write_bundle(work, config.name or config.task.name, contents)
     return manifest, True
@@ -191,12 +196,25 @@ def _reference(
     checkpoint: Path, quantized: bool, task: Task, golden: Sequence[Sample], large: bool
 ) -> NDArray[np.float64]:
     """Label log-probabilities (N, L) of transformers in float32: label by label, or for a large model in one
-    pass of the label tree, with one layer in memory at a time."""
+    pass of the label tree, with one layer in memory at a time. Raises CheckpointError where they are not
+    finite."""
     images = [render(sample.wafer, task.render) for sample in golden]
     if not large:
         logger.info("computing the reference scores of %d golden maps, label by label", len(golden))
-        return reference_scores(load_reference(checkpoint, quantized), task, images)
-    logger.info("computing the reference scores of %d golden maps, layer by layer", len(golden))
+        scores = reference_scores(load_reference(checkpoint, quantized), task, images)
+    else:
+        scores = _reference_streamed(checkpoint, task, images)
+    if not np.isfinite(scores).all():
+        check_finite(checkpoint)
+        raise CheckpointError(
+            f"{checkpoint} gives scores that are not finite, though its weights are: they run beyond what "
+            "float32 holds; train it again with a lower learning rate"
+        )
+    return scores
+
+
+def _reference_streamed(checkpoint: Path, task: Task, images: Sequence[RgbImage]) -> NDArray[np.float64]:
+    logger.info("computing the reference scores of %d golden maps, layer by layer", len(images))
     loaded = load_reference_streamed(checkpoint)
     residency = residency_of(loaded)
     with Progress("reference, layer by layer", len(residency or ())) as progress:
@@ -234,10 +252,10 @@ def tune_samples(config: ExportConfig) -> Sequence[Sample]:
         return ()
     split = "tune" if (config.tune / DIES).is_file() else None
     samples = read_labelled(config.tune, split, spec=config.task.render)
-    stranger = next((sample.label for sample in samples if sample.label not in config.task.labels), None)
-    if stranger is not None:
+    unknown = strangers(config.task, [sample.label for sample in samples])
+    if unknown:
         raise DatasetError(
-            f"{config.tune} has a map labelled {stranger!r}, which is not one of the task's labels: "
+            f"{config.tune} has a map labelled {unknown[0]!r}, which is not one of the task's labels: "
             f"{', '.join(config.task.labels)}"
         )
     if not samples:
@@ -267,5 +285,13 @@ def _provenance(config: ExportConfig) -> Provenance:
     return Provenance("export", inputs=inputs, settings=settings, seed=config.seed)
 
 
-def _is_export(out: Path) -> bool:
-    return (out / PROVENANCE).is_file() and read_provenance(out).get("stage") == "export"
+def _check_replaceable(out: Path, wanted: Provenance, replace: bool) -> None:
+    record = read_provenance(out) if (out / PROVENANCE).is_file() else {}
+    if record.get("stage") != wanted.stage:
+        raise UsageError(f"{out} exists and is not a bundle that was exported; choose another folder")
+    if not replace:
+        told = ", ".join(changes(record, wanted))
+        raise UsageError(
+            f"{out} holds a bundle of other inputs or settings ({told}); choose another folder, or put this "
+            "one in its place with --replace"
+        )

@@ -33,6 +33,11 @@ class Fit:
     ece_before: float
     ece_after: float
 
+    @property
+    def at_bound(self) -> bool:
+        """Whether the best temperature lies at an end of what is searched, or beyond it."""
+        return not LOWEST * 1.01 < self.temperature < HIGHEST / 1.01
+
     def figures(self) -> dict[str, float]:
         """Plain numbers for a manifest's parity table, but for the temperature itself."""
         return {name: float(value) for name, value in asdict(self).items() if name != "temperature"}

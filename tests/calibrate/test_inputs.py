@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from calibrate.inputs import Inputs, batches, distinct_tokens, generic_images, stratified, warn_if_few
+from calibrate.inputs import (
+    Inputs,
+    batches,
+    distinct_tokens,
+    generic_images,
+    questions,
+    stratified,
+    together,
+    warn_if_few,
+)
+from tests.multi_label import multi_task
 from train.dataset import Sample
-from train.loading import Checkpoint, encode
+from train.loading import Checkpoint, encode, load_checkpoint
+from train.synthetic import wafers
 from wafervlm.errors import ConfigError, DatasetError, ImageError, WaferVLMWarning
 from wafervlm.render import read_back, render
 from wafervlm.task import Task
@@ -74,10 +87,10 @@ def test_diets_differ_in_nothing_but_what_they_are_called(
     checkpoint: Checkpoint, tiny_task: Task, samples: list[Sample], inputs: list[Inputs]
 ) -> None:
     images = batches(checkpoint, tiny_task, samples, "images", 8, seed=0)
-    for part, wafers in zip(images, inputs, strict=True):
-        assert torch.equal(part["input_ids"], wafers["input_ids"])
-        assert part["pixel_values"].shape == wafers["pixel_values"].shape
-        assert not torch.equal(part["pixel_values"], wafers["pixel_values"])
+    for part, deployed in zip(images, inputs, strict=True):
+        assert torch.equal(part["input_ids"], deployed["input_ids"])
+        assert part["pixel_values"].shape == deployed["pixel_values"].shape
+        assert not torch.equal(part["pixel_values"], deployed["pixel_values"])
     text = batches(checkpoint, tiny_task, samples, "text", 8, seed=0)
     first = int(inputs[0]["attention_mask"][0].sum())
     assert [tuple(part["input_ids"].shape) for part in text] == [(8, first), (8, first), (2, first)]
@@ -105,3 +118,22 @@ def test_too_few_tokens_are_warned_of() -> None:
         WaferVLMWarning, match="900 distinct tokens calibrate a layer of 9728 inputs; give about 109"
     ):
         warn_if_few(900, 10, 9728)
+
+
+def test_a_multi_label_task_is_calibrated_on_every_class(tiny_checkpoint: Path) -> None:
+    checkpoint, task = load_checkpoint(tiny_checkpoint), multi_task(64)
+    shown = ["Center+Scratch", "none", "Edge-Loc", "Edge-Ring+Scratch"] * 3
+    samples = [Sample(w, label) for w, label in zip(wafers(["Center"] * 12, seed=0), shown, strict=True)]
+    inputs = batches(checkpoint, task, samples, "wafers", 2, seed=0)
+    given = questions(checkpoint, task, len(samples), 2)
+    texts = [checkpoint.tokenizer.decode(ids) for part in inputs for ids in part["input_ids"]]
+    for (place, label), text in zip(
+        [(i, task.labels[i % 4]) for part in together(task, 12, 2) for i in part], texts, strict=True
+    ):
+        assert f"{label}: {'yes' if label in shown[place].split('+') else 'no'}" in text
+    prompt = encode(checkpoint, task, [render(samples[0].wafer, task.render)])["input_ids"].shape[1]
+    for part, more in zip(inputs, given, strict=True):
+        for ids in part["input_ids"]:
+            verdict = checkpoint.tokenizer.decode(ids[prompt + more :])
+            assert verdict.strip().startswith(("yes", "no"))
+    assert together(replace(task, kind="single-label"), 5, 2) == [range(2), range(2, 4), range(4, 5)]

@@ -126,6 +126,8 @@ def test_sizes_that_do_not_fill_words_are_refused(inputs: int, outputs: int, bit
     [
         (lambda p: p.pop("g_idx"), "lacks the tensor g_idx"),
         (lambda p: p.update(g_idx=p["g_idx"].roll(1)), "not contiguous"),
+        (lambda p: p["g_idx"].__setitem__(5, 999), "g_idx names group 999, and the layer has .* damaged"),
+        (lambda p: p["g_idx"].__setitem__(0, -1), "g_idx names group -1"),
         (lambda p: p.update(g_idx=p["g_idx"] * 0), "not contiguous"),
         (lambda p: p.update(qzeros=p["qzeros"] + 1), "not symmetric"),
         (lambda p: p.update(qweight=p["qweight"][:-1]), "qweight is .* and should be"),

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from safetensors.torch import load_file, save_file
 
 import wafervlm
 from calibrate.pack import load_quantized
 from export import bundle as bundle_module, parity
+from export.estimate import estimate
 from export.stage import ExportConfig, export
 from export.temperature import nll
 from train.artefact import PROVENANCE, read_provenance
@@ -22,8 +24,9 @@ from train.build import BuildConfig, build_dataset
 from train.dataset import read_split
 from train.loading import load_checkpoint
 from train.scorer import label_log_probs
+from train.shards import Shards
 from wafervlm.bundle import GOLDEN, open_bundle
-from wafervlm.errors import DatasetError, GateError, UsageError
+from wafervlm.errors import CheckpointError, DatasetError, GateError, IntegrityError, UsageError
 from wafervlm.golden import read_golden
 from wafervlm.manifest import Manifest
 from wafervlm.prediction import softmax
@@ -63,6 +66,16 @@ def test_the_bundle_opens_verifies_and_predicts(exported: tuple[ExportConfig, Pa
         answer = model.predict(golden.maps[0])
     expected = softmax(golden.reference[:1], open_bundle(out).manifest.temperature)[0]
     np.testing.assert_allclose([answer.scores[label] for label in tiny_task.labels], expected, atol=1e-4)
+
+
+def test_a_temperature_changed_after_export_is_seen(
+    exported: tuple[ExportConfig, Path], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(exported[1], tmp_path / "bundle"))
+    values = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps({**values, "temperature": values["temperature"] * 2}))
+    with pytest.raises(IntegrityError, match="temperature in the manifest"):
+        wafervlm.load(out, threads=1)
 
 
 def test_golden_scores_are_the_checkpoints(exported: tuple[ExportConfig, Path], tiny_task: Task) -> None:
@@ -119,18 +132,26 @@ def test_a_complete_bundle_is_left_as_it_is(exported: tuple[ExportConfig, Path])
     assert open_bundle(out).digest == digest
 
 
-def test_a_bundle_of_other_settings_is_replaced_and_nothing_else_is(
+def test_a_bundle_of_other_settings_is_replaced_when_asked_and_nothing_else_is(
     exported: tuple[ExportConfig, Path], tmp_path: Path
 ) -> None:
     config, out = exported
     shutil.copytree(out, tmp_path / "bundle")
-    _, written = export(replace(config, seed=9), tmp_path / "bundle")
+    for changed, says in (
+        (replace(config, seed=9), r"other inputs or settings \(seed\).*--replace"),
+        (replace(config, opset=21), r"\(opset\)"),
+        (replace(config, tune=None, name="x"), r"\(tune, name\)"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            export(changed, tmp_path / "bundle")
+    assert open_bundle(tmp_path / "bundle").digest == open_bundle(out).digest
+    _, written = export(replace(config, seed=9), tmp_path / "bundle", replace=True)
     assert written
     assert open_bundle(tmp_path / "bundle").digest != open_bundle(out).digest
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep me")
     with pytest.raises(UsageError, match="is not a bundle"):
-        export(config, tmp_path / "mine")
+        export(config, tmp_path / "mine", replace=True)
     assert (tmp_path / "mine" / "letter.txt").read_text() == "keep me"
 
 
@@ -144,6 +165,34 @@ def test_scores_that_differ_write_nothing(
     with pytest.raises(GateError, match="off those of transformers"):
         export(ExportConfig(checkpoint=checkpoint, task=tiny_task), tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_weight_that_is_not_a_number_is_named(checkpoint: Path, tiny_task: Task, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(checkpoint, tmp_path / "broken"))
+    tensors = load_file(broken / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("layers.1.mlp.up_proj.weight"))
+    tensors[name][3, 2] = float("nan")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    says = (
+        rf"broken/model.safetensors: 1 of the {tensors[name].numel()} numbers of {name} are not finite; fetch"
+    )
+    with pytest.raises(CheckpointError, match=says):
+        export(ExportConfig(checkpoint=broken, task=tiny_task), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_dry_run_reads_no_weights(
+    checkpoint: Path, int4_checkpoint: Path, tiny_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("weights were read")
+
+    for name in ("tensor", "rows"):
+        monkeypatch.setattr(Shards, name, read)
+    for place in ("export.parity.load_checkpoint", "export.parity.load_quantized", "calibrate.pack._tensors"):
+        monkeypatch.setattr(place, read)
+    for folder in (checkpoint, int4_checkpoint):
+        assert estimate(ExportConfig(checkpoint=folder, task=tiny_task)).memory > 0
 
 
 def test_golden_maps_can_come_from_the_tune_part(

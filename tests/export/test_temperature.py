@@ -30,6 +30,15 @@ def test_the_temperature_behind_the_answers_is_found(temperature: float) -> None
     assert (fit.ece_before > 0.05) == (temperature != 1.0)
 
 
+def test_a_fit_that_ran_to_its_bound_says_so() -> None:
+    scores, truth = drawn(1.0, 200)
+    assert not fit_temperature(scores, truth).at_bound
+    right = fit_temperature(scores, scores.argmax(axis=1))
+    assert right.at_bound and right.temperature == pytest.approx(LOWEST, rel=0.01)
+    wrong = fit_temperature(scores, scores.argmin(axis=1))
+    assert wrong.at_bound and wrong.temperature == pytest.approx(HIGHEST, rel=0.01)
+
+
 def test_nll_is_the_usual_log_loss() -> None:
     scores, truth = drawn(1.0, 500)
     assert nll(scores, truth, 1.0) == pytest.approx(
