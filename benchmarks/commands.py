@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wafervlm import console
-from wafervlm.errors import UsageError
+from wafervlm.errors import GateError, SetupError, UsageError
 
 if TYPE_CHECKING:
     from benchmarks.line import Plan
@@ -19,6 +19,8 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command()
+@click.option("--latency", is_flag=True, expose_value=False, help="Only time the bundle; see below.")
+@click.option("--words", is_flag=True, expose_value=False, help="Judge what models say in words; see below.")
 @click.option("--bundle", type=_FOLDER, help="Bundle folder.  [default: the embedded nano bundle]")
 @click.option(
     "--reference",
@@ -85,12 +87,14 @@ def benchmark(out: Path, margin: float, as_json: bool, **options: Any) -> None:
     one forward and generate in transformers, and OpenVINO. The last line on stdout is the summary as JSON.
 
     With --latency only the bundle is timed, on maps made from its golden maps: no checkpoint, no labelled
-    maps, no workshop. Its options: wafervlm benchmark --latency --help.
+    maps, no workshop. Its options: wafervlm benchmark --latency --help. With --words it is judged what models
+    say of wafers in words. Its options: wafervlm benchmark --words --help.
 
     \b
     Example:
       wafervlm benchmark --latency --bundle runs/bundle --runtime openvino
       wafervlm benchmark --bundle runs/bundle --reference runs/merged --maps runs/data -o runs/report
+      wafervlm benchmark --words --subject sft=runs/base+runs/sft --maps runs/data -o runs/words
     """
     _quiet()
     from benchmarks.config import BenchmarkConfig
@@ -131,15 +135,19 @@ def run(recipe: Path, dry_run: bool, redo: str | None, as_json: bool) -> None:
         raise UsageError(
             "one process drives the line; start it without a launcher, line.accelerate names one"
         )
-    from benchmarks.line import drive, plan
-    from benchmarks.recipe import effective, read_recipe
+    from benchmarks.line import SETTINGS, drive, plan
+    from benchmarks.recipe import chosen, read_recipe
 
     settings = read_recipe(recipe)
-    console.settings(effective(settings))
+    console.settings(chosen(settings))
     if dry_run:
-        _foresee(plan(settings, redo), as_json)
+        found = plan(settings, redo)
+        _foresee(found, as_json)
+        if found.missing or not found.fits:
+            raise click.exceptions.Exit(SetupError.exit_code if found.missing else GateError.exit_code)
         console.next_command("wafervlm", "run", recipe)
         return
+    console.say(f"all settings, those left at their defaults too, go into {settings.folder / SETTINGS}")
     outcome = drive(settings, redo=redo)
     if not as_json:
         for line in table(outcome.report):
@@ -153,18 +161,21 @@ def run(recipe: Path, dry_run: bool, redo: str | None, as_json: bool) -> None:
 def _foresee(plan: Plan, as_json: bool) -> None:
     from benchmarks.memory import GIB, shown
 
-    for stage in plan.stages:
-        console.say(f"{stage['stage']}: {stage['does']} -> {stage['out']} ({stage['state']})")
+    if as_json:
+        console.json_line({**plan.to_dict(), "fits": plan.fits})
+        return
+    console.result({s["stage"]: f"{s['does']} -> {s['out']} ({s['state']})" for s in plan.stages})
     if plan.memory:
         device = "the device" if plan.devices == 1 else f"each of {plan.devices} devices"
         room = f" of {plan.budget / GIB:.1f} GiB" if plan.budget else ""
         first = f", after {plan.loading / GIB:.1f} while it loads" if plan.loading else ""
+        sizes = " (by the model's published sizes)" if plan.published else ""
         fits = "" if plan.fits else ": TOO MUCH, lower train.batch or take more or larger GPUs"
-        console.say(f"training takes on {device}, in GiB: {shown(plan.memory)}{room}{first}{fits}")
+        click.echo(f"training takes on {device}, in GiB{sizes}: {shown(plan.memory)}{room}{first}{fits}")
+    else:
+        click.echo("what training takes is not known without the base's configuration")
     for lack in plan.missing:
-        console.say(f"missing here: {lack}")
-    states = {stage["stage"]: stage["state"] for stage in plan.stages}
-    console.result(plan.to_dict() if as_json else {**states, "missing": len(plan.missing)}, as_json)
+        click.echo(f"missing here: {lack}")
 
 
 def table(report: dict[str, Any]) -> list[str]:

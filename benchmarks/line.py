@@ -16,13 +16,14 @@ from typing import Any
 import psutil
 import torch
 
+from benchmarks.judging import check_single
 from benchmarks.line_stages import STAGES, Line, Stage
-from benchmarks.memory import GIB, size_of, training_memory
+from benchmarks.memory import GIB, Size, size_of, size_of_known, training_memory
 from benchmarks.predictions import EXAMPLE
 from benchmarks.recipe import Recipe, effective, is_sharded
 from benchmarks.stage import HTML, REPORT
 from train.artefact import PROVENANCE
-from train.sft import decided
+from train.placement import decided
 from wafervlm import console
 from wafervlm.errors import ConfigError, UsageError
 
@@ -47,6 +48,7 @@ def drive(recipe: Recipe, *, redo: str | None = None) -> Outcome:
     Raises what the stages raise, and UsageError, saying what to do, where an output was made otherwise.
     """
     line = Line(recipe).ready()
+    check_single(line.dataset().task)
     stages = line.stages()
     _forget(stages, redo)
     _prepare(recipe)
@@ -70,12 +72,14 @@ def drive(recipe: Recipe, *, redo: str | None = None) -> Outcome:
 class Plan:
     """What ``drive`` would do: ``stages``, each with what it does, where and its state; ``missing``, what
     this machine lacks for it; ``memory``, bytes by what they are for, of each of ``devices`` devices that
-    train, empty where the base is not here; ``loading``, what each holds before FSDP has cut the weights, 0
-    without it; ``budget``, the bytes of such a device, 0 where not known."""
+    train, empty where neither the base is here nor its sizes are known, and ``published`` where it is from
+    published sizes alone; ``loading``, what each holds before FSDP has cut the weights, 0 without it;
+    ``budget``, the bytes of such a device, 0 where not known."""
 
     stages: list[dict[str, str]]
     missing: list[str]
     memory: dict[str, int]
+    published: bool
     loading: int
     devices: int
     budget: int
@@ -96,10 +100,12 @@ def plan(recipe: Recipe, redo: str | None = None) -> Plan:
     stages, settings = line.stages(), decided(line.training())
     anew = _from(stages, redo)
     sharded = line.processes if line.processes > 1 and is_sharded(Path(recipe.line.accelerate)) else 1
-    memory: dict[str, int] = {}
+    task = line.dataset().settled_task()
     if line.base is not None:
-        size = size_of(line.base, line.dataset().settled_task(), recipe.lora)
-        memory = training_memory(size, settings, sharded=sharded)
+        size: Size | None = size_of(line.base, task, recipe.lora)
+    else:
+        size = size_of_known(recipe.line.base, task, recipe.lora)
+    memory = training_memory(size, settings, sharded=sharded) if size else {}
     return Plan(
         stages=[
             {
@@ -112,6 +118,7 @@ def plan(recipe: Recipe, redo: str | None = None) -> Plan:
         ],
         missing=[str(error) for error in line.missing],
         memory=memory,
+        published=line.base is None,
         loading=memory["weights"] * sharded + memory["overhead"] if memory and sharded > 1 else 0,
         devices=line.processes,
         budget=_budget(recipe, settings.model.device),

@@ -1,4 +1,7 @@
-"""The stages of a recipe, each bound to its settings and to the outputs before it."""
+"""The stages of a recipe, each bound to its settings and to the outputs before it.
+
+A stage's module is imported when the stage is done: saying what it would do takes none.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.config import BenchmarkConfig
-from benchmarks.launch import launch
-from benchmarks.predictions import predict_maps
-from benchmarks.recipe import Recipe, expand, find_base, processes_of
-from benchmarks.scores import load_maps
-from benchmarks.stage import benchmark, summary
-from benchmarks.zero_shot import zero_shot
-from calibrate.stage import calibrate
-from export.stage import ExportConfig, export
+from benchmarks.recipe import Recipe, expand, find_base, processes_of, without_weights
 from train.artefact import PROVENANCE
 from train.build import BuildConfig, build_dataset
 from train.config import Settings
 from train.dataset import Sample, dataset_task
-from train.merge import merge
-from train.sft import fine_tune
 from wafervlm import console
 from wafervlm.errors import DatasetError, SetupError, UsageError, WaferVLMError
 from wafervlm.task import WAFER_DEFECTS, Task
@@ -58,6 +51,7 @@ class Line:
         self.base: Path | None = None
         try:
             self.base = find_base(recipe.line.base)
+            self.missing += without_weights(self.base, recipe.line.base)
         except UsageError as error:
             self.missing.append(error)
         source = expand(recipe.data.source)
@@ -157,10 +151,15 @@ class Line:
         return {part: sum(classes.values()) for part, classes in counts.items()}
 
     def _zero_shot(self) -> dict[str, Any]:
+        from benchmarks.zero_shot import zero_shot
+
         found = zero_shot(self._base(), self._task(), self._maps(), self.out("zero-shot"), self._device())
         return {"accuracy": found["accuracy"]["value"], "in_set_mass": found["in_set_mass"]}
 
     def _train(self) -> dict[str, Any]:
+        from benchmarks.launch import launch
+        from train.sft import fine_tune
+
         if self.processes > 1:
             found = launch(self.training(), Path(self.recipe.line.accelerate), self.processes).summary()
         else:
@@ -168,12 +167,18 @@ class Line:
         return {key: found[key] for key in ("steps", "minutes", "tune_accuracy", "stopped")}
 
     def _merge(self) -> dict[str, Any]:
+        from train.merge import merge
+
         return merge(self._base(), self.out("train"), self.out("data"), self.out("merge"), self.recipe.merge)
 
     def _calibrate(self) -> dict[str, Any]:
+        from calibrate.stage import calibrate
+
         return calibrate(self.out("merge"), self.out("data"), self.out("calibrate"), self.recipe.calibrate)
 
     def _export(self) -> dict[str, Any]:
+        from export.stage import ExportConfig, export
+
         settings = self.recipe.export
         config = ExportConfig(
             checkpoint=self.out("calibrate"),
@@ -189,10 +194,16 @@ class Line:
         return {"bytes": size, "temperature": manifest.temperature, **manifest.parity}
 
     def _predict(self) -> dict[str, Any]:
+        from benchmarks.predictions import predict_maps
+        from benchmarks.scores import load_maps
+
         samples = load_maps(self.out("data"), self._task())
         return predict_maps(self.out("export"), samples, self.out("predict"), self.recipe.line.threads)
 
     def _benchmark(self) -> dict[str, Any]:
+        from benchmarks.config import BenchmarkConfig
+        from benchmarks.stage import benchmark, summary
+
         settings, natural = self.recipe.benchmark, self._real(self.recipe.benchmark.natural)
         config = BenchmarkConfig(
             reference=self.out("merge"),
@@ -216,6 +227,8 @@ class Line:
         return self.base or find_base(self.recipe.line.base)
 
     def _maps(self) -> list[Sample]:
+        from benchmarks.scores import load_maps
+
         return load_maps(self._real(self.recipe.benchmark.maps) or self.out("data"), self._task())
 
     def _real(self, text: str) -> Path | None:

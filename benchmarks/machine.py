@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from wafervlm import workshop
-from wafervlm.doctor import usable_cores
+from wafervlm.cores import usable_cores
 from wafervlm.machine import cpu_model, extensions
 
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "transformers")

@@ -17,15 +17,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.known_models import KNOWN
 from train.batches import tokenize_turn
 from train.config import LoraSettings, Settings
 from train.families import Family
 from train.loading import checkpoint_family, load_processor, quiet_transformers
+from wafervlm import workshop
 from wafervlm.task import Task
 
 GIB = 2**30
 # The context of CUDA, the kernels' own memory, and what the allocator holds without using it.
 OVERHEAD = 3 * GIB // 2
+NANO = workshop.ROOT / "train" / "nano" / "weights" / "base"
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,36 @@ class Size:
     patches: int
 
 
+@dataclass(frozen=True)
+class Turn:
+    """Tokens of the longest conversation on one map: ``text`` without the image, of which the ``answer``
+    trains ``different`` ones."""
+
+    text: int
+    answer: int
+    different: int
+
+
 def size_of(base: Path, task: Task, lora: LoraSettings) -> Size:
     """Measure the checkpoint folder ``base`` by its configuration, tokenizer and processor; its weights need
     not be there. Raises CheckpointError and TaskError."""
-    family, processor = checkpoint_family(base), load_processor(base)
-    model = empty_model(base, family)
+    family = checkpoint_family(base)
+    return _size(empty_model(base, family), family, _turn(base, task), task, lora)
+
+
+def size_of_known(name: str, task: Task, lora: LoraSettings) -> Size | None:
+    """What ``size_of`` gives, without a file of the model ``name``; None for one that is not in ``KNOWN``.
+    The conversation is counted by nano's tokenizer, within a few tokens of the model's own."""
+    known = KNOWN.get(name)
+    if known is None:
+        return None
+    with quiet_transformers(), torch.device("meta"):
+        model = known.family.model(known.config)
+    return _size(model, known.family, _turn(NANO, task), task, lora)
+
+
+def _turn(base: Path, task: Task) -> Turn:
+    processor = load_processor(base)
     ids, opening = max(
         (
             tokenize_turn(processor, task, task.prompt, task.answer(label), max_length=10**9)
@@ -64,13 +92,19 @@ def size_of(base: Path, task: Task, lora: LoraSettings) -> Size:
         ),
         key=lambda turn: len(turn[0]),
     )
+    image = sum(token == processor.image_token_id for token in ids)
+    return Turn(len(ids) - image, len(ids) - opening + 1, len({*ids[opening:]}))
+
+
+def _size(model: Any, family: Family, turn: Turn, task: Task, lora: LoraSettings) -> Size:
     text, vision = model.config.text_config, model.config.vision_config
     blocks = [*model.model.language_model.layers, *model.model.visual.blocks]
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    merged = vision.spatial_merge_size**2
+    unit = vision.patch_size * vision.spatial_merge_size
+    image = (task.render.height // unit) * (task.render.width // unit)
     return Size(
         parameters=parameters(model),
-        trained=trained(model, family, lora, len({*ids[opening:]})),
+        trained=trained(model, family, lora, turn.different),
         largest=max(parameters(block) for block in blocks),
         rest=parameters(model) - sum(parameters(block) for block in blocks),
         layers=text.num_hidden_layers,
@@ -82,9 +116,9 @@ def size_of(base: Path, task: Task, lora: LoraSettings) -> Size:
         vision_layers=vision.depth,
         vision_hidden=vision.hidden_size,
         vision_feed_forward=vision.intermediate_size,
-        tokens=len(ids),
-        answer=len(ids) - opening + 1,
-        patches=sum(token == processor.image_token_id for token in ids) * merged,
+        tokens=turn.text + image,
+        answer=turn.answer,
+        patches=image * vision.spatial_merge_size**2,
     )
 
 

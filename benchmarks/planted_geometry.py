@@ -238,7 +238,7 @@ def speed(count: int, seed: int) -> dict[str, float]:
     }
 
 
-@click.command()
+@click.command(context_settings=console.HELP)
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="JSON file to write.")
 @click.option("--wafers", default=10_000, show_default=True, help="Planted wafers measured.")
 @click.option("--seed", default=0, show_default=True)

@@ -192,7 +192,7 @@ def _copy_rest(model: Path, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
-@click.command()
+@click.command(context_settings=console.HELP)
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write."

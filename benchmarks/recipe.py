@@ -17,10 +17,11 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from calibrate.stage import CalibrateSettings
-from train.config import DataSettings, LoraSettings, ModelSettings, TrainSettings, settings_of
+from train.config import DataSettings, LoraSettings, ModelSettings, TrainSettings, leaves, settings_of
+from train.loading import CONFIG
 from train.merge import MergeSettings
 from wafervlm import workshop
-from wafervlm.errors import ConfigError, UsageError
+from wafervlm.errors import CheckpointError, ConfigError, UsageError, WaferVLMError
 from wafervlm.manifest import Vision
 
 DATA_VARIABLE = "WAFERVLM_DATA"
@@ -179,6 +180,27 @@ def find_base(text: str) -> Path:
             f"line.base {text} is neither a folder nor downloaded to this machine, and nothing is downloaded "
             f"unasked; get it with: hf download {text}"
         ) from None
+
+
+def without_weights(base: Path, text: str) -> list[WaferVLMError]:
+    """What to do where the folder ``base``, named ``text`` in the recipe, holds a configuration and no
+    weights; nothing where it has some, or is no checkpoint, which reading it says."""
+    if not (base / CONFIG).is_file() or any(base.glob("*.safetensors")):
+        return []
+    by_name = _HUB_NAME.fullmatch(text) and not expand(text).is_dir()
+    how = f"get them with: hf download {text}" if by_name else "put its .safetensors files there"
+    return [CheckpointError(f"line.base {text} has a configuration and no weights; {how}")]
+
+
+def chosen(recipe: Recipe) -> dict[str, Any]:
+    """Of ``effective``, what the recipe does not leave at its default."""
+    usual = {key: default for key, default, _ in leaves(Recipe)}
+
+    def changed(table: dict[str, Any], above: str) -> dict[str, Any]:
+        within = {k: changed(v, f"{above}{k}.") if isinstance(v, dict) else v for k, v in table.items()}
+        return {key: value for key, value in within.items() if value != usual.get(above + key, {})}
+
+    return changed(effective(recipe), "")
 
 
 def processes_of(path: Path) -> int:

@@ -88,7 +88,7 @@ def measure(folder: Path, shape: Shape, settings: LatencySettings, group: int = 
     }
 
 
-@click.command()
+@click.command(context_settings=console.HELP)
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="JSON file to write.")
 @click.option("--maps", default=30, show_default=True, help="Calls timed of each contender.")
 @click.option("--generate-maps", default=5, show_default=True, help="Calls timed of generate.")

@@ -13,7 +13,7 @@ import torch
 from benchmarks.config import BenchmarkConfig
 from benchmarks.judging import measure
 from benchmarks.report import write_report
-from train.artefact import Provenance, folder_digest, is_complete, write_provenance, writing
+from train.artefact import Provenance, folder_digest, is_complete, refuse_other, write_provenance, writing
 from train.sources import SYNTHETIC
 from wafervlm.bundle import open_bundle
 from wafervlm.errors import UsageError
@@ -33,9 +33,7 @@ def benchmark(config: BenchmarkConfig, out: Path) -> tuple[dict[str, Any], bool]
         report: dict[str, Any] = json.loads((out / REPORT).read_text(encoding="utf-8"))
         return report, False
     if out.exists():
-        raise UsageError(
-            f"{out} exists and was made from other inputs or settings; remove it or choose another folder"
-        )
+        refuse_other(out, provenance)
     threads_before = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:

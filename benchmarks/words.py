@@ -110,7 +110,7 @@ def _later(calls: Sequence[Call], first: Sequence[Call]) -> float:
     return float(np.median(spent)) if spent else 0.0
 
 
-@click.command()
+@click.command(context_settings=console.HELP)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--reference", required=True, type=click.Path(path_type=Path), help="Its checkpoint.")
 @click.option("--answers", default=20, show_default=True, help="Wafers asked about.")

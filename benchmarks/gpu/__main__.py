@@ -18,7 +18,7 @@ PATH = click.Path(path_type=Path)
 EVERY = {"both": tuple(SHAPES)}
 
 
-@click.command()
+@click.command(context_settings=console.HELP)
 @click.option(
     "--shape",
     "shapes",

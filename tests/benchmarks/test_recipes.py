@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import FullyShardedDataParallelPlugin
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from benchmarks.launch import launch, toml_lines
 from benchmarks.line import plan
@@ -24,7 +25,7 @@ from train.config import read_settings, to_dict
 from train.loading import checkpoint_family
 from train.sft import fine_tune
 from wafervlm import cli
-from wafervlm.errors import ConfigError, SetupError, UsageError
+from wafervlm.errors import ConfigError, GateError, SetupError, UsageError
 
 RECIPES = sorted((ROOT / "train" / "recipes").glob("*.toml"))
 NAMES = [path.stem for path in RECIPES]
@@ -96,18 +97,60 @@ def test_dry_run_on_the_command_line(
     (path,) = (path for path in RECIPES if path.stem == "cosmos_reason1_7b_4gpu_fsdp")
     copy = tmp_path / path.name
     copy.write_text(path.read_text(encoding="utf-8").replace("nvidia/Cosmos", "nvidia/No-Such-Cosmos"))
-    assert cli.main(["run", str(copy), "--dry-run", "--json"]) == 0
+    assert cli.main(["run", str(copy), "--dry-run", "--json"]) == SetupError.exit_code
     said = capsys.readouterr()
     found = json.loads(said.out)
     assert [stage["state"] for stage in found["stages"]] == ["to do"] * 8
-    assert "in 4 processes" in said.err
+    assert "in 4 processes" in found["stages"][2]["does"]
+    assert found["memory"] == {}
+    assert "next:" not in said.err
+    # Of the settings those that the recipe sets, once.
+    assert "train.batch" in said.err and "train.tensorboard" not in said.err
     assert any("hf download nvidia/No-Such-Cosmos-Reason1-7B" in lack for lack in found["missing"])
     assert cli.main(["run", str(copy)]) == UsageError.exit_code
     assert "nothing is downloaded unasked" in capsys.readouterr().err
     text = with_base(path, configuration(path.stem), tmp_path).read_text(encoding="utf-8")
     copy.write_text(text.replace("gpu_gib = 22.5", "gpu_gib = 8"), encoding="utf-8")
-    assert cli.main(["run", str(copy), "--dry-run"]) == 0
-    assert "of 8.0 GiB, after 16.9 while it loads: TOO MUCH" in capsys.readouterr().err
+    assert cli.main(["run", str(copy), "--dry-run"]) == SetupError.exit_code
+    said = capsys.readouterr()
+    assert "of 8.0 GiB, after 16.9 while it loads: TOO MUCH" in said.out
+    assert "has a configuration and no weights; put" in said.out
+    assert (said.out + said.err).count("the adapter into the base") == 1
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
+def test_memory_is_known_before_anything_is_downloaded(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By published sizes: exact but for the length of the conversation, which activations follow."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("benchmarks.recipe.snapshot_download", not_there)
+    found = plan(read_recipe(path))
+    head = path.read_text(encoding="utf-8").split("\n[line]")[0]
+    assert found.published and found.memory
+    for name, value in found.memory.items():
+        (told,) = re.findall(rf"#   {name} +([0-9.]+) ", head)
+        assert value / GIB == pytest.approx(float(told), rel=0.15 if name == "activations" else 0, abs=0.006)
+    assert any("hf download" in lack for lack in found.missing)
+
+
+def not_there(name: str, **_: object) -> str:
+    raise LocalEntryNotFoundError(name)
+
+
+def test_a_dry_run_that_does_not_fit_is_a_gate_not_passed(
+    tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "r.toml"
+    head = f'[line]\nname = "r"\noutput = "{tmp_path}"\nbase = "{tiny_checkpoint}"\n'
+    path.write_text(f'{head}[model]\ndevice = "cpu"\n[data]\nsource = "synthetic"\n', encoding="utf-8")
+    assert cli.main(["run", str(path), "--dry-run"]) == 0
+    assert f"next: wafervlm run {path}" in capsys.readouterr().err
+    monkeypatch.setattr("benchmarks.line._budget", lambda recipe, device: 1)
+    assert cli.main(["run", str(path), "--dry-run"]) == GateError.exit_code
+    said = capsys.readouterr()
+    assert "TOO MUCH" in said.out and "next:" not in said.err
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
