@@ -41,9 +41,10 @@ def measure(config: BenchmarkConfig) -> tuple[dict[str, Any], dict[str, Any], di
     machine = describe_machine(config.threads)
     with load(config.bundle, threads=config.threads) as model:
         task, manifest, digest = model.task, model.manifest, model.digest
+        check_single(task)
         if config.full_precision is not None:
             _check_static(config.full_precision, task)
-        sets = _sets(config, task)
+        sets = labelled_sets(config, task)
         ours = {name: scores.bundle_log_probs(model, samples) for name, samples in sets.items()}
     checkpoint = scores.open_checkpoint(config.reference, config.device)
     theirs = {name: scores.checkpoint_log_probs(checkpoint, task, s) for name, s in sets.items()}
@@ -88,7 +89,8 @@ def measure(config: BenchmarkConfig) -> tuple[dict[str, Any], dict[str, Any], di
     return report, arrays, pictures
 
 
-def _sets(config: BenchmarkConfig, task: Task) -> dict[str, list[Sample]]:
+def labelled_sets(config: BenchmarkConfig, task: Task) -> dict[str, list[Sample]]:
+    """The maps that a benchmark judges on by name: maps, and natural where they are named."""
     sets = {"maps": scores.load_maps(config.maps, task, split=config.split)}
     if config.natural is not None:
         sets["natural"] = scores.load_maps(
@@ -191,6 +193,15 @@ def _uncalibrated() -> Iterator[None]:
 
 def _drop(record: logging.LogRecord) -> bool:
     return record.levelno != logging.WARNING
+
+
+def check_single(task: Task) -> None:
+    """Raise UsageError for a multi-label task, whose answers are no classes to count."""
+    if task.multi_label:
+        raise UsageError(
+            f"task {task.name!r} is multi-label and this benchmark counts single labels; judge it as "
+            "benchmarks.mixed does: python -m benchmarks.mixed --recipe FILE"
+        )
 
 
 def _check_static(static: Path, task: Task) -> None:

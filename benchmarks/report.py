@@ -53,13 +53,13 @@ def render_report(report: Mapping[str, Any], pictures: Mapping[str, Sequence[Map
     }
     return template.render(
         report=report,
-        figures={name: Markup(_unique(svg, name)) for name, svg in drawn.items()},
+        figures={name: Markup(unique(svg, name)) for name, svg in drawn.items()},
         names=figures.NAMES,
         contenders=figures.CONTENDER_NAMES,
         rows=_latency_rows(report),
         stages={record.get("stage"): record for record in report["provenance"]},
-        confusions=_largest_confusions(report),
-        base_answers=_base_answers(report),
+        confusions=largest_confusions(report),
+        base_answers=base_answers(report),
         pictures=pictures,
         opened=OPEN_PICTURES,
     )
@@ -70,7 +70,7 @@ def _set_for_calibration(report: Mapping[str, Any]) -> Mapping[str, Any]:
     return report["natural"] or report
 
 
-def _unique(svg: str, name: str) -> str:
+def unique(svg: str, name: str) -> str:
     """``svg`` with its ids made its own: in one page the ids of several figures would clash."""
     found = re.sub(r'(\bid="|"#|url\(#)', lambda match: f"{match[1]}{name}-", svg)
     return found.replace("<svg ", f'<svg role="img" aria-label="{name}" ', 1)
@@ -92,9 +92,11 @@ def _latency_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _largest_confusions(report: Mapping[str, Any], most: int = 5) -> list[dict[str, Any]]:
-    """The most frequent wrong answers of the bundle."""
-    labels, table = report["task"]["labels"], report["models"]["bundle"]["confusion"]
+def largest_confusions(
+    report: Mapping[str, Any], most: int = 5, *, model: str = "bundle"
+) -> list[dict[str, Any]]:
+    """The most frequent wrong answers of ``model``."""
+    labels, table = report["task"]["labels"], report["models"][model]["confusion"]
     pairs = [
         {"truth": labels[row], "answer": labels[column], "count": count, "of": sum(counts)}
         for row, counts in enumerate(table)
@@ -104,7 +106,7 @@ def _largest_confusions(report: Mapping[str, Any], most: int = 5) -> list[dict[s
     return sorted(pairs, key=lambda pair: -pair["count"])[:most]
 
 
-def _base_answers(report: Mapping[str, Any]) -> list[tuple[str, int]]:
+def base_answers(report: Mapping[str, Any]) -> list[tuple[str, int]]:
     """How often the base gives each answer, most frequent first; empty without a base."""
     base = report["models"].get("base")
     if base is None:
