@@ -18,6 +18,7 @@ from train.scorer import in_set_mass, label_log_probs, tree_log_probs
 from train.sources import read_source
 from train.speed import fast_vision
 from train.split_files import apply_split, read_split_file, split_path
+from wafervlm.answers import strangers
 from wafervlm.errors import DatasetError, UsageError
 from wafervlm.model import WaferVLM
 from wafervlm.render import RgbImage, render
@@ -38,10 +39,10 @@ def load_maps(path: Path, task: Task, *, split: str = "test", split_file: str | 
         samples = _of_split(path, task, split, split_file)
     else:
         samples = read_labelled(path, spec=task.render)
-    stranger = next((sample.label for sample in samples if sample.label not in task.labels), None)
-    if stranger is not None:
+    unknown = strangers(task, [sample.label for sample in samples])
+    if unknown:
         raise DatasetError(
-            f"{path} has a map labelled {stranger!r}, which is not one of the task's labels: "
+            f"{path} has a map labelled {unknown[0]!r}, which is not one of the task's labels: "
             f"{', '.join(task.labels)}"
         )
     if not samples:

@@ -218,9 +218,11 @@ def test_an_adapter_of_another_base_is_refused(
         reinforce(brief(tmp_path / "a", tiny_checkpoint, words, **changes), vowels)
 
 
-def test_bare_questions_are_asked_as_in_the_fine_tuning(tiny_checkpoint: Path, words: Path) -> None:
+def test_bare_questions_are_asked_as_in_the_fine_tuning(
+    tmp_path: Path, tiny_checkpoint: Path, words: Path
+) -> None:
     processor, task = load_processor(tiny_checkpoint), dataset_task(words)
-    settings = brief(Path("unused") / "a", tiny_checkpoint, words)
+    settings = brief(tmp_path / "a", tiny_checkpoint, words)
     rows = read_course(settings).train[:3]
     bare, tagged = (Prompts(processor, task, tags=tags) for tags in (False, True))
     for row in rows:
