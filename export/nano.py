@@ -83,9 +83,7 @@ def rebuild(source: Path, work: Path, out: Path, recipe: NanoRecipe) -> None:
     base, adapter = recipe.weights / "base", recipe.weights / "adapter"
     merge(base, adapter, data, work / "merged", MergeSettings("float16"))
     maps = recipe.maps * len(recipe.task.labels)
-    settings = CalibrateSettings(
-        scheme=Scheme(group=recipe.group), maps=maps, words=min(recipe.words, maps)
-    )
+    settings = CalibrateSettings(scheme=Scheme(group=recipe.group), maps=maps, words=min(recipe.words, maps))
     calibrate(work / "merged", data, work / "gptq", settings)
     config = ExportConfig(
         checkpoint=work / "gptq",

@@ -49,8 +49,8 @@ def test_no_contradiction_is_left_whatever_was_said(wafer: WaferMap) -> None:
     text = (
         "1. Spatial distribution: 90 percent of the dies fail, mostly in the edge zone at 9 o'clock. "
         "The second cluster lies at 2 o'clock.\n2. Morphology: a closed ring, three clusters, a vertical "
-        "line and a sparse pattern that is 5 percent of the diameter long.\n3. Root-cause candidates: candidate: "
-        "particle fall-on."
+        "line and a sparse pattern that is 5 percent of the diameter long.\n"
+        "3. Root-cause candidates: candidate: particle fall-on."
     )
     found = checked(said(wafer, text))
     left = check(extract(found.text), measure(wafer.dies))
