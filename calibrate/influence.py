@@ -21,6 +21,8 @@ from calibrate.inputs import Inputs
 from train.progress import track
 
 Influence = Mapping[str, torch.Tensor]
+# What descriptions bear together, of what the labels' answers bear: the label is what is judged.
+WORDS_SHARE = 0.25
 # So that no token is forgotten altogether: a share of the mean weight.
 FLOOR = 0.02
 
@@ -43,6 +45,19 @@ def influences(
     generator = torch.Generator().manual_seed(seed)
     pairs = list(zip(inputs, answers, strict=True))
     return [_influence(model, part, modules, at, generator) for part, at in track(pairs, "weigh tokens")]
+
+
+def balanced(influence: Sequence[Influence], first: int, share: float) -> list[Influence]:
+    """``influence`` with that of all batches from ``first`` on scaled so that, for every layer, it sums to
+    ``share`` of that of the batches before: long answers would else drown short ones."""
+    before, after = influence[:first], influence[first:]
+    sums = {
+        name: (sum(float(part[name].sum()) for part in before), sum(float(p[name].sum()) for p in after))
+        for name in influence[0]
+    }
+    scales = {name: share * one / other if other > 0 else 0.0 for name, (one, other) in sums.items()}
+    scaled = [{name: scales[name] * weights for name, weights in part.items()} for part in after]
+    return [*before, *scaled]
 
 
 def token_weights(

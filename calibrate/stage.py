@@ -18,7 +18,7 @@ import torch
 
 from calibrate.described import descriptions, words_loss
 from calibrate.gptq import QuantizedWeight, Scheme
-from calibrate.influence import Influence, influences
+from calibrate.influence import WORDS_SHARE, Influence, balanced, influences
 from calibrate.inputs import Inputs, Kind, batches, distinct_tokens, questions, stratified, warn_if_few
 from calibrate.judge import agreement, check_gate, score, summary
 from calibrate.layers import Row, linears, quantize_model, round_model
@@ -158,6 +158,7 @@ def quantize_checkpoint(
     if settings.kind != "text":
         given = questions(checkpoint, task, len(samples), settings.batch)
         asked = [begin + more for begin, more in zip(asked, given, strict=True)]
+    labelled = len(inputs)
     if settings.words:
         described = stratified(samples, settings.words, settings.seed)
         told, begins = descriptions(checkpoint, task, described, settings.batch, settings.seed)
@@ -167,6 +168,8 @@ def quantize_checkpoint(
     every = [m for i in range(len(text_core(model).layers)) for m in linears(model, i).values()]
     warn_if_few(distinct, len(samples), max(module.in_features for module in every))
     influence = _influence(checkpoint, inputs, asked, settings) if settings.weigh == "answers" else None
+    if influence and settings.words:
+        influence = balanced(influence, labelled, WORDS_SHARE)
     whole = quantize_model(model, inputs, settings.scheme, partial, influence)
     figures = {**summary(whole.rows), "calibration_maps": len(samples), "distinct_tokens": distinct}
     return whole.weights, whole.rows, figures

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from calibrate.gptq import Hessian
-from calibrate.influence import FLOOR, influences, token_weights
+from calibrate.influence import FLOOR, balanced, influences, token_weights
 from calibrate.inputs import Inputs, batches
 from calibrate.layers import linears
 from calibrate.replay import text_core
@@ -101,3 +101,12 @@ def test_every_decoder_layer_has_its_weights(checkpoint: Checkpoint, one: Inputs
     found = influences(model, [one], modules, [5], seed=0)[0]
     assert set(found) == set(modules)
     assert all(float(weights.sum()) > 0 for weights in found.values())
+
+
+def test_long_answers_do_not_drown_short_ones() -> None:
+    short = [{"a": torch.ones(2, 5), "b": torch.zeros(2, 5)}] * 2
+    long = [{"a": torch.full((3, 50), 4.0), "b": torch.ones(3, 50)}]
+    found = balanced([*short, *long], 2, 0.25)
+    assert found[:2] == short
+    assert float(found[2]["a"].sum()) == pytest.approx(0.25 * 20)
+    assert float(found[2]["b"].sum()) == 0

@@ -17,7 +17,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -194,7 +194,7 @@ class BaseTraining:
 def _begin(folder: Path, settings: BaseSettings, start: Path | None, vocabulary: int) -> None:
     """Put into ``folder`` the weights to begin from: those of ``start``, else untrained ones."""
     if start is None:
-        tokenizer = train_tokenizer(tokenizer_texts(settings.seed), vocabulary or NANO.vocabulary)
+        tokenizer = train_tokenizer(_texts(settings), vocabulary or NANO.vocabulary)
         build_model_folder(folder, NANO, tokenizer, settings.seed)
         return
     tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
@@ -206,10 +206,14 @@ def _begin(folder: Path, settings: BaseSettings, start: Path | None, vocabulary:
             if name not in ("dtype", "transformers_version") and found != value:
                 raise UsageError(f"{start} is of another shape: {part}.{name} is {found}, nano's is {value}")
     if vocabulary:
-        new = train_tokenizer(tokenizer_texts(settings.seed), vocabulary)
+        new = train_tokenizer(_texts(settings), vocabulary)
         model, tokenizer = retokenized(model, tokenizer, new, NANO), new
     model.save_pretrained(folder)
     save_processor_files(folder, NANO, tokenizer)
+
+
+def _texts(settings: BaseSettings) -> Iterator[str]:
+    return tokenizer_texts(settings.seed, said=settings.said > 0)
 
 
 def _has_bf16(device: str) -> bool:

@@ -201,17 +201,19 @@ def segments(asked: list[Turn], image_tokens: int, image_first: bool) -> Iterato
     yield "\n", False
 
 
-def tokenizer_texts(seed: int, scenes: int = 2000) -> Iterator[str]:
-    """Texts for the tokenizer: this corpus on synthetic scenes, descriptions of any label, the names of the
-    roles, and the question of the published recipe."""
+def tokenizer_texts(seed: int, scenes: int = 2000, *, said: bool = False) -> Iterator[str]:
+    """Texts for the tokenizer: this corpus on synthetic scenes, the names of the roles, and the question of
+    the published recipe; what is ``said`` in descriptions of any label, too."""
     rng = np.random.default_rng(seed)
     for _ in range(scenes):
         yield RECIPE_CONTEXT + RECIPE_QUESTION
         yield "The wafer map image indicates the presence of defect."
         yield "user\nassistant\n"
-        dies, label = scene(rng), str(rng.choice(WAFER_DEFECTS.labels))
+        dies = scene(rng)
         for turn in turns(dies, rng, len(QUESTIONS)):
             yield turn.question
             yield turn.answer
-        for kind in ("full", str(rng.choice(KINDS))):
-            yield from write(dies, label, rng, kind)
+        if said:
+            label = str(rng.choice(WAFER_DEFECTS.labels))
+            for kind in ("full", str(rng.choice(KINDS))):
+                yield from write(dies, label, rng, kind)

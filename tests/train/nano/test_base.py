@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ SETTINGS = replace(
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (base, stream):
         monkeypatch.setattr(module, "NANO", TINY)
-    monkeypatch.setattr(base, "tokenizer_texts", lambda seed: tokenizer_texts(seed, scenes=20))
+    monkeypatch.setattr(base, "tokenizer_texts", partial(tokenizer_texts, scenes=20))
 
 
 def test_schedule_rises_stays_and_falls() -> None:
