@@ -28,6 +28,7 @@ from wafervlm.loading import load
 from wafervlm.model import WaferVLM
 from wafervlm.render import render
 from wafervlm.wafermap import WaferMap
+from wafervlm.words.question import DESCRIBE_QUESTION
 
 # As nano's base was trained: so many questions in one turn.
 QUESTIONS = 3
@@ -43,11 +44,13 @@ class Call:
     processor: float
 
 
-def asked(count: int, seed: int = 7) -> list[tuple[WaferMap, str]]:
-    """``count`` synthetic wafers, each with questions about its dies."""
+def asked(count: int, seed: int = 7, *, describe: bool = False) -> list[tuple[WaferMap, str]]:
+    """``count`` synthetic wafers, each with questions about its dies, or with the one for a description."""
     rng = np.random.default_rng(seed)
     labels = [("Center", "Scratch", "Edge-Ring", "Loc")[i % 4] for i in range(count)]
     shown = wafers(labels, seed=seed)
+    if describe:
+        return [(wafer, DESCRIBE_QUESTION) for wafer in shown]
     return [(wafer, " ".join(turn.question for turn in turns(wafer.dies, rng, QUESTIONS))) for wafer in shown]
 
 
@@ -82,7 +85,7 @@ def _timed(answer: Callable[..., Sequence[int]], *question: object) -> Call:
 
 
 def _describe(model: WaferVLM, wafer: WaferMap, question: str, max_tokens: int) -> tuple[int, ...]:
-    return model.describe(wafer, question, max_tokens=max_tokens).tokens
+    return model.describe(wafer, question, max_tokens=max_tokens, check=False).tokens
 
 
 def _generate(
@@ -114,10 +117,19 @@ def _later(calls: Sequence[Call], first: Sequence[Call]) -> float:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--reference", required=True, type=click.Path(path_type=Path), help="Its checkpoint.")
 @click.option("--answers", default=20, show_default=True, help="Wafers asked about.")
-@click.option("--max-tokens", default=128, show_default=True)
+@click.option("--describe", is_flag=True, help="Ask for a description, not what nano's base was asked.")
+@click.option("--max-tokens", default=256, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @console.json_option
-def main(bundle: Path, reference: Path, answers: int, max_tokens: int, threads: int, as_json: bool) -> None:
+def main(
+    bundle: Path,
+    reference: Path,
+    answers: int,
+    describe: bool,
+    max_tokens: int,
+    threads: int,
+    as_json: bool,
+) -> None:
     """Time generated text against transformers' generate, and count equal answers.
 
     \b
@@ -127,7 +139,8 @@ def main(bundle: Path, reference: Path, answers: int, max_tokens: int, threads: 
     torch.set_num_threads(threads)
     machine = describe_machine(threads)
     with load(bundle, threads=threads) as model:
-        figures = compare(model, load_checkpoint(reference), asked(answers), max_tokens)
+        pairs = asked(answers, describe=describe)
+        figures = compare(model, load_checkpoint(reference), pairs, max_tokens)
     console.result({**figures, "machine": machine}, as_json)
 
 
