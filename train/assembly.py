@@ -20,12 +20,13 @@ from train.batches import Batch, Collator, Example, Order
 from train.branches import BranchCollator, judged_classes
 from train.config import Settings, TrainSettings
 from train.dataset import Sample, dataset_task, read_split
+from train.kept import Watch
 from train.loading import Checkpoint, load_checkpoint
 from train.samples import annotated_examples, at_most, held_out, task_examples
 from train.schedule import Schedule
 from train.scorer import Scores, tree_log_probs
 from train.speed import fast_vision, fold_lora
-from train.trainer import AdapterTrainer, Evaluate, Watch
+from train.trainer import AdapterTrainer, Evaluate
 from train.vqa.mix import Mix
 from train.wording import Wording
 from wafervlm.errors import ConfigError

@@ -34,9 +34,10 @@ from train.assembly import assemble, maps_per_step
 from train.config import Settings, TrainSettings, flat_dict, to_dict
 from train.curves import draw_curves, write_log
 from train.dataset import TASK
+from train.kept import Watch
 from train.loading import ADAPTER_WEIGHTS
 from train.placement import decided
-from train.trainer import AdapterTrainer, Watch
+from train.trainer import AdapterTrainer
 from train.work import alone, claimed, partial_of, quiet
 from wafervlm.errors import ConfigError, ResourceError, SetupError, UsageError
 from wafervlm.task import Task

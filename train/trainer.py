@@ -3,64 +3,29 @@ best adapter kept, a schedule that may follow the clock, and checkpoints that su
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from datasets import Dataset as Table
-from peft import get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
-from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
 from train import processes
 from train.batches import IGNORED, Batch
-from train.checkpoints import writing_together
+from train.kept import KeepsAdapter, Positions, Tensors, Watch, adapter_tensors
 from train.progress import Progress
 from train.schedule import Schedule
 from wafervlm.errors import MissingDependencyError
 
 Evaluate = Callable[[], dict[str, float]]
-Tensors = dict[str, torch.Tensor]
-
-WATCH, BEST = "watch.json", "best.safetensors"
 
 
-@dataclass
-class Watch:
-    """What a training remembers beside the trainer's own state; each checkpoint holds it."""
-
-    elapsed: float = 0.0
-    evaluated: int = 0
-    since_best: int = 0
-    stopped: str = ""
-    best: dict[str, float] = field(default_factory=dict)
-    rows: list[dict[str, float]] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, checkpoint: Path) -> tuple[Self, Tensors]:
-        """The state that ``checkpoint`` holds, and the best adapter's tensors so far."""
-        best = checkpoint / BEST
-        watch = cls(**json.loads((checkpoint / WATCH).read_text(encoding="utf-8")))
-        return watch, load_file(best) if best.exists() else {}
-
-    def is_better(self, found: dict[str, float]) -> bool:
-        """Whether ``found`` beats the best evaluation: higher accuracy, at equal accuracy lower loss; with
-        words a lower sum of the losses of classes and words."""
-        return not self.best or _rank(found) > _rank(self.best)
-
-
-class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
+class AdapterTrainer(KeepsAdapter, SFTTrainer):  # type: ignore[misc]
     """Trains an adapter on ``positions`` maps, one after the other; ``evaluate_maps`` returns tune_accuracy,
     tune_recall and tune_loss; on the batches of ``evaluate_words`` the loss of the words is measured."""
 
@@ -78,14 +43,12 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         tensorboard: Path | None = None,
         **trainer: Any,
     ) -> None:
-        self.schedule, self.watch, self.best = schedule, watch, best
+        self.keep(schedule, watch, best, checkpoints)
         self._evaluate_maps, self._patience = evaluate_maps, patience
         self._evaluate_words = evaluate_words
-        self._checkpoints = checkpoints
-        self._scratch: Path | None = None
         # TRL wants a table where a number is all that a row needs; it gets one row, and then the numbers.
         super().__init__(train_dataset=Table.from_dict({"position": [0]}), **trainer)
-        self.train_dataset = _Positions(positions)
+        self.train_dataset = Positions(positions)
         self.remove_callback(PrinterCallback)
         self._conductor = Conductor(self)
         self.add_callback(self._conductor)
@@ -100,32 +63,20 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
             if self._events:
                 self._events.close()
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
-        """Follow ``schedule``."""
-        if self.lr_scheduler is None:
-            self.lr_scheduler: LambdaLR = LambdaLR(optimizer or self.optimizer, self.schedule.rate)
-        return self.lr_scheduler
-
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Score the held-out maps; keep the adapter where it is the best so far, stop where patience ends."""
         begun, watch = self.schedule.elapsed, self.watch
         watch.evaluated = self.schedule.evaluations_due(self.state.global_step)
         if self._evaluate_maps is None:
             self.best = adapter_tensors(self.model)
-            return self._evaluated({})
+            return self.evaluated({})
         self.model.eval()
         with torch.no_grad(), self.accelerator.autocast():
             found = {**self._evaluate_maps(), **self._words()}
-        if watch.is_better(found):
-            watch.best, watch.since_best = {"step": self.state.global_step, **found}, 0
-            self.best = adapter_tensors(self.model)
-        else:
-            watch.since_best += 1
-            if self._patience and watch.since_best >= self._patience:
-                self.stop(f"no better in {watch.since_best} evaluations")
+        self.judge(found, self._patience)
         self._keep(found)
         self.schedule.reserve = self.schedule.elapsed - begun
-        return self._evaluated(found)
+        return self.evaluated(found)
 
     def _words(self) -> dict[str, float]:
         """tune_words_loss, nats per token of the answers in words."""
@@ -133,12 +84,6 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
             return {}
         losses = [self.compute_loss(self.model, self._prepare_inputs(b)) for b in self._evaluate_words()]
         return {"tune_words_loss": float(torch.stack(losses).mean())}
-
-    def _evaluated(self, found: dict[str, float]) -> dict[str, float]:
-        self.control: TrainerControl = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, found
-        )
-        return found
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -164,11 +109,6 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         # The count is that of all processes together, and their gradients are averaged, not added.
         return share * processes.count() if processes.count() > 1 else share
 
-    def stop(self, why: str) -> None:
-        """End the training after this step."""
-        self.watch.stopped = why
-        self.control.should_training_stop = True
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Keep loss, learning rate and gradient norm as a row of the log."""
         if "loss" in logs:
@@ -185,54 +125,6 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         if self._events:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # The parent class writes in place, into the folder that _get_output_dir names.
-        with writing_together(self._checkpoints, self.state.global_step) as folder:
-            self._scratch = folder / "scratch"
-            super()._save_checkpoint(model, trial)
-            processes.wait()
-            if processes.is_main():
-                self._complete(folder, self._scratch)
-        self._scratch = None
-
-    def _complete(self, folder: Path, scratch: Path) -> None:
-        """Move what the parent class wrote to ``folder``, and add what it does not know of."""
-        (written,) = scratch.iterdir()
-        for path in written.iterdir():
-            path.rename(folder / path.name)
-        shutil.rmtree(scratch)
-        self.watch.elapsed = self.schedule.elapsed
-        (folder / WATCH).write_text(json.dumps(asdict(self.watch)), encoding="utf-8")
-        if self.best:
-            save_file(self.best, folder / BEST)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._scratch) if self._scratch else str(super()._get_output_dir(trial))
-
-    def floating_point_ops(self, inputs: Any) -> int:
-        """Not counted: the parent class walks over all modules at every step for it."""
-        return 0
-
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Nothing: the adapter's provenance says more than a template would."""
-
-    def _send_telemetry(self) -> None:
-        # TRL reports each training to its makers' server; a fab's workstation sends nothing.
-        pass
-
-
-class _Positions(Dataset[dict[str, int]]):
-    """Rows ``{"position": k}`` for the collator."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, k: int) -> dict[str, int]:
-        return {"position": k}
 
 
 class Conductor(TrainerCallback):  # type: ignore[misc]
@@ -293,14 +185,6 @@ class Conductor(TrainerCallback):  # type: ignore[misc]
         return round(self._trainer.schedule.progress(state.global_step) * self._steps)
 
 
-def adapter_tensors(model: Any) -> Tensors:
-    """A copy of the adapter's tensors on the CPU, by the names that an adapter file has. Tensors that are
-    spread over processes are brought together, which every process must call for."""
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    whole = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in state.items()}
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in whole.items()}
-
-
 def _event_writer(folder: Path, watch: Watch) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -311,10 +195,3 @@ def _event_writer(folder: Path, watch: Watch) -> Any:
         ) from None
     done = int(watch.rows[-1]["step"]) if watch.rows else 0
     return SummaryWriter(str(folder), purge_step=done + 1)
-
-
-def _rank(found: dict[str, float]) -> tuple[float, float]:
-    if "tune_words_loss" in found:
-        # Neither may be had at the cost of the other.
-        return -found["tune_loss"] - found["tune_words_loss"], 0.0
-    return found["tune_accuracy"], -found["tune_loss"]

@@ -21,8 +21,8 @@ from train.assembly import assemble
 from train.checkpoints import last_checkpoint, step_of
 from train.config import Settings, to_dict
 from train.curves import read_log
+from train.kept import Watch
 from train.sft import fine_tune, recorded, settled
-from train.trainer import Watch
 from wafervlm.errors import ConfigError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,28 +4,22 @@ checkpoints that survive a kill."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset as Table
-from safetensors.torch import save_file
-from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Dataset
 from transformers import TrainerControl, TrainerState
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
-from train.checkpoints import writing_checkpoint
+from train.kept import KeepsAdapter, Positions, Tensors, Watch, adapter_tensors
 from train.rl.curriculum import Curriculum
 from train.rl.log import kept_metrics
 from train.schedule import Schedule
-from train.trainer import BEST, WATCH, Conductor, Evaluate, Tensors, Watch, adapter_tensors
+from train.trainer import Conductor, Evaluate
 
 # Of the index of a row: the columns that the trainer and the reward read.
 ColumnsOf = Callable[[int], dict[str, Any]]
@@ -39,7 +33,7 @@ class RlWatch(Watch):
         return not self.best or found["tune_reward"] > self.best["tune_reward"]
 
 
-class GspoTrainer(GRPOTrainer):  # type: ignore[misc]
+class GspoTrainer(KeepsAdapter, GRPOTrainer):  # type: ignore[misc]
     """Trains the adapter of a model on the prompts of ``curriculum``, whose rows ``columns_of`` gives;
     ``evaluate_policy`` returns tune_reward and what else is worth a look. The ``round_steps`` steps of a
     round belong together: it is logged, evaluated and saved between rounds alone, so that a training that
@@ -59,12 +53,10 @@ class GspoTrainer(GRPOTrainer):  # type: ignore[misc]
         patience: int,
         **trainer: Any,
     ) -> None:
-        self.schedule, self.watch, self.best = schedule, watch, best
+        self.keep(schedule, watch, best, checkpoints)
         self.round_steps = round_steps
         self.evaluate_policy, self._patience = evaluate_policy, patience
         self._curriculum, self._columns_of = curriculum, columns_of
-        self._checkpoints = checkpoints
-        self._scratch: Path | None = None
         # TRL wants a table where a number is all that a row needs; it gets one row, and then the numbers.
         super().__init__(train_dataset=Table.from_dict({"prompt": ["-"]}), **trainer)
         self.train_dataset = Positions(len(curriculum))
@@ -82,12 +74,6 @@ class GspoTrainer(GRPOTrainer):  # type: ignore[misc]
         finally:
             self._conductor.close()
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
-        """Follow ``schedule``."""
-        if self.lr_scheduler is None:
-            self.lr_scheduler: LambdaLR = LambdaLR(optimizer or self.optimizer, self.schedule.rate)
-        return self.lr_scheduler
-
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Answer the held-out prompts; keep the adapter where it is the best so far, stop where patience
         ends."""
@@ -95,34 +81,16 @@ class GspoTrainer(GRPOTrainer):  # type: ignore[misc]
         watch.evaluated = self.schedule.evaluations_due(self.state.global_step)
         if self.evaluate_policy is None:
             self.best = adapter_tensors(self.model)
-            return self._evaluated({})
+            return self.evaluated({})
         was_training = self.model.training
         self.model.eval()
         with torch.no_grad(), self.accelerator.autocast():
             found = self.evaluate_policy()
         self.model.train(was_training)
-        if watch.is_better(found):
-            watch.best, watch.since_best = {"step": self.state.global_step, **found}, 0
-            self.best = adapter_tensors(self.model)
-        else:
-            watch.since_best += 1
-            if self._patience and watch.since_best >= self._patience:
-                self.stop(f"no better in {watch.since_best} evaluations")
+        self.judge(found, self._patience)
         self._keep(found)
         self.schedule.reserve = self.schedule.elapsed - begun
-        return self._evaluated(found)
-
-    def _evaluated(self, found: dict[str, float]) -> dict[str, float]:
-        # Tells the trainer that the evaluation that was due is done.
-        self.control: TrainerControl = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, found
-        )
-        return found
-
-    def stop(self, why: str) -> None:
-        """End the training after this step."""
-        self.watch.stopped = why
-        self.control.should_training_stop = True
+        return self.evaluated(found)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Keep the figures of the rounds since the last log as a row."""
@@ -166,52 +134,6 @@ class GspoTrainer(GRPOTrainer):  # type: ignore[misc]
             for name, tensor in found.items():
                 if name.endswith(".default"):
                     found[name.removesuffix("default") + "ref"].copy_(tensor)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # The parent class writes in place, into the folder that _get_output_dir names.
-        with writing_checkpoint(self._checkpoints, self.state.global_step) as folder:
-            self._scratch = folder / "scratch"
-            super()._save_checkpoint(model, trial)
-            self._complete(folder, self._scratch)
-        self._scratch = None
-
-    def _complete(self, folder: Path, scratch: Path) -> None:
-        """Move what the parent class wrote to ``folder``, and add what it does not know of."""
-        (written,) = scratch.iterdir()
-        for path in written.iterdir():
-            path.rename(folder / path.name)
-        shutil.rmtree(scratch)
-        self.watch.elapsed = self.schedule.elapsed
-        (folder / WATCH).write_text(json.dumps(asdict(self.watch)), encoding="utf-8")
-        if self.best:
-            save_file(self.best, folder / BEST)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._scratch) if self._scratch else str(super()._get_output_dir(trial))
-
-    def floating_point_ops(self, inputs: Any) -> int:
-        """Not counted: the parent class walks over all modules at every step for it."""
-        return 0
-
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Nothing: the adapter's provenance says more than a template would."""
-
-    def _send_telemetry(self) -> None:
-        # TRL reports each training to its makers' server; a fab's workstation sends nothing.
-        pass
-
-
-class Positions(Dataset[dict[str, int]]):
-    """Rows ``{"position": k}``; the sampler repeats each for every answer of its group."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, k: int) -> dict[str, int]:
-        return {"position": k}
 
 
 class RoundConductor(Conductor):
