@@ -38,8 +38,8 @@ from train.kept import Watch
 from train.loading import ADAPTER_WEIGHTS
 from train.placement import decided
 from train.trainer import AdapterTrainer
-from train.work import alone, claimed, partial_of, quiet
-from wafervlm.errors import ConfigError, ResourceError, SetupError, UsageError
+from train.work import alone, claimed, memory_explained, partial_of, quiet
+from wafervlm.errors import ConfigError, SetupError, UsageError
 from wafervlm.task import Task
 
 logger = logging.getLogger(__name__)
@@ -227,13 +227,8 @@ def _save_adapter(trainer: AdapterTrainer, folder: Path) -> None:
 @contextmanager
 def explained_memory(settings: Settings) -> Iterator[None]:
     """Turn an error of memory into a ResourceError that says what to lower."""
-    try:
+    with memory_explained(lambda: _what_to_lower(settings)):
         yield
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        signs = ("out of memory", "allocate memory")
-        if isinstance(error, RuntimeError) and not any(sign in str(error).lower() for sign in signs):
-            raise
-        raise ResourceError(_what_to_lower(settings)) from error
 
 
 def _what_to_lower(settings: Settings) -> str:

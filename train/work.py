@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from transformers.utils import logging as transformers_logging
 
 from train.artefact import Provenance, claim
 from train.checkpoints import last_checkpoint
-from wafervlm.errors import UsageError
+from wafervlm.errors import ResourceError, UsageError
 
 CHECKPOINTS = "checkpoints"
 
@@ -55,3 +56,15 @@ def quiet() -> Iterator[None]:
         finally:
             transformers_logging.set_verbosity(before)
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def memory_explained(what_to_lower: Callable[[], str]) -> Iterator[None]:
+    """Turn an error of memory into a ResourceError that says ``what_to_lower``."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        signs = ("out of memory", "allocate memory")
+        if isinstance(error, RuntimeError) and not any(sign in str(error).lower() for sign in signs):
+            raise
+        raise ResourceError(what_to_lower()) from error

@@ -35,8 +35,8 @@ from train.rl.settings import RlSettings, flat_settings
 from train.rl.trainer import GspoTrainer, RlWatch
 from train.sft import CURVES, LOG, SETTINGS
 from train.vqa.build import DESCRIPTIONS, RL
-from train.work import alone, claimed, partial_of, quiet
-from wafervlm.errors import ConfigError, ResourceError, SetupError, UsageError
+from train.work import alone, claimed, memory_explained, partial_of, quiet
+from wafervlm.errors import ConfigError, SetupError, UsageError
 from wafervlm.task import Task
 
 STAGE = "rl"
@@ -123,13 +123,8 @@ def settled(settings: RlSettings) -> RlSettings:
 @contextmanager
 def explained_memory(settings: RlSettings) -> Iterator[None]:
     """Turn an error of memory into a ResourceError that says what to lower."""
-    try:
+    with memory_explained(lambda: _what_to_lower(settings)):
         yield
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        signs = ("out of memory", "allocate memory")
-        if isinstance(error, RuntimeError) and not any(sign in str(error).lower() for sign in signs):
-            raise
-        raise ResourceError(_what_to_lower(settings)) from error
 
 
 def _what_to_lower(settings: RlSettings) -> str:
