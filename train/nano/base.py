@@ -124,7 +124,7 @@ class BaseTraining:
         pool = train_side(pool_file) if pool_file else []
         self.data = Conversations(pool, interest(pool) if pool else np.zeros(0), self.tokenizer, settings)
         torch.manual_seed(settings.seed)
-        self.sight = Sight(NANO, self.data.sample()).to(device)
+        self.sight = Sight(NANO, self.data.sample(), settings.choices).to(device)
         self.optimizer = torch.optim.AdamW(
             [*self.model.parameters(), *self.sight.parameters()],
             lr=settings.learning_rate,
@@ -280,6 +280,13 @@ def draw_curve(rows: Sequence[Row], picture: Path) -> None:
     help="Share of the wafers asked about in the words of descriptions.",
 )
 @click.option(
+    "--choices",
+    type=click.FloatRange(0),
+    default=BaseSettings.choices,
+    show_default=True,
+    help="Weight of what descriptions say, as choices, in the loss of the vision tower.",
+)
+@click.option(
     "--vocabulary",
     type=click.IntRange(min=300),
     help="Train the tokenizer, of so many entries, anew.  [default: that of --start, else nano's size]",
@@ -294,6 +301,7 @@ def main(
     start: Path | None,
     seed: int,
     said: float,
+    choices: float,
     vocabulary: int | None,
     threads: int,
     device: str,
@@ -306,7 +314,7 @@ def main(
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(threads)
-    settings = BaseSettings(sight_steps=sight_steps, steps=steps, seed=seed, said=said)
+    settings = BaseSettings(sight_steps=sight_steps, steps=steps, seed=seed, said=said, choices=choices)
     device = settled_device(device)
     click.echo(json.dumps({**asdict(settings), "device": device}), err=True)
     try:

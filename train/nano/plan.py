@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class BaseSettings:
     """How the base is trained: ``sight_steps`` of the vision tower alone, then ``steps`` of questions about
     dies, in the last ``word_steps`` of which one of the questions is to repeat words. A share of ``said`` of
-    the wafers is asked about in the words of descriptions, the others in the base's own."""
+    the wafers is asked about in the words of descriptions, the others in the base's own. The loss of
+    ``train.nano.choices`` counts ``choices`` times beside the others of the vision tower."""
 
     sight_steps: int = 3000
     steps: int = 2000
@@ -17,6 +18,7 @@ class BaseSettings:
     batch: int = 32
     questions: int = 3
     said: float = 0.0
+    choices: float = 0.0
     synthetic: float = 0.25
     learning_rate: float = 1e-3
     weight_decay: float = 0.05

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
+from train.nano.choices import CHOICES
 from train.nano.config import Shape
 from train.nano.targets import PATCH_VALUES, patch_targets, wafer_targets
 from wafervlm.wafermap import DieGrid
@@ -25,12 +26,14 @@ class Sight(nn.Module):
 
     ``forward`` takes the tower, pixel values and image grid of B images, with ``local`` (B, tokens, 4 *
     len(PATCH_VALUES)) and ``whole`` (B, M) as ``targets`` returns them, and returns the sum of their mean
-    smooth L1 losses, each value standardised by its mean and deviation over ``sample``.
+    smooth L1 losses, each value standardised by its mean and deviation over ``sample``. With ``chosen``
+    (B, len(CHOICES)) int64, the mean cross-entropy of the choices in nats is added, ``choices`` times: one
+    linear layer reads them off the mean token, so that a text model's attention can.
     """
 
-    def __init__(self, shape: Shape, sample: list[DieGrid]) -> None:
+    def __init__(self, shape: Shape, sample: list[DieGrid], choices: float = 0.0) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.weight = shape, choices
         width = shape.text_width * (1 + len(shape.deepstack))
         local, whole = targets(sample, shape)
         self.scales: dict[str, tuple[torch.Tensor, torch.Tensor]] = {
@@ -41,6 +44,9 @@ class Sight(nn.Module):
         self.whole = nn.Sequential(
             nn.Linear(2 * width, shape.text_width), nn.GELU(), nn.Linear(shape.text_width, whole.shape[-1])
         )
+        self.sizes = [count for count, _ in CHOICES.values()]
+        if choices:
+            self.chosen = nn.Linear(width, sum(self.sizes))
 
     def forward(
         self,
@@ -49,13 +55,19 @@ class Sight(nn.Module):
         image_grid_thw: torch.Tensor,
         local: torch.Tensor,
         whole: torch.Tensor,
+        chosen: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The loss, a scalar."""
         seen = tower(pixel_values, grid_thw=image_grid_thw)
         tokens = torch.cat([seen.pooler_output, *seen.deepstack_features], dim=-1)
         tokens = tokens.view(len(image_grid_thw), -1, tokens.shape[-1])
         pooled = torch.cat([tokens.mean(dim=1), tokens.amax(dim=1)], dim=-1)
-        return self._loss("local", self.local(tokens), local) + self._loss("whole", self.whole(pooled), whole)
+        loss = self._loss("local", self.local(tokens), local) + self._loss("whole", self.whole(pooled), whole)
+        if chosen is None:
+            return loss
+        found = self.chosen(tokens.mean(dim=1)).float().split(self.sizes, dim=-1)
+        each = [F.cross_entropy(scores, chosen[:, place]) for place, scores in enumerate(found)]
+        return loss + self.weight * torch.stack(each).mean()
 
     def _loss(self, name: str, found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         mean, deviation = (values.to(wanted.device) for values in self.scales[name])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
 from train.augment import strongly
+from train.nano.choices import wafer_choices
 from train.nano.config import NANO
 from train.nano.corpus import letter_pieces, repeated_words, said_turns, segments, turns
 from train.nano.plan import BaseSettings
@@ -51,8 +52,7 @@ class Conversations(IterableDataset[Batch]):
             rng = np.random.default_rng([self.settings.seed, step])
             grids = [self._wafer(rng) for _ in range(self.settings.batch)]
             if self.settings.sees(step):
-                local, whole = targets(grids, NANO)
-                yield {**self._images(grids), "local": local, "whole": whole}
+                yield {**self._images(grids), **self._measured(grids)}
             else:
                 yield {**self._images(grids), **self._text(grids, rng, self.settings.repeats(step))}
 
@@ -68,6 +68,13 @@ class Conversations(IterableDataset[Batch]):
             "pixel_values": patchify(images, NANO.patch, 2),
             "image_grid_thw": torch.tensor([[1, side, side]] * len(grids)),
         }
+
+    def _measured(self, grids: list[DieGrid]) -> Batch:
+        local, whole = targets(grids, NANO)
+        if not self.settings.choices:
+            return {"local": local, "whole": whole}
+        chosen = np.stack([wafer_choices(grid) for grid in grids])
+        return {"local": local, "whole": whole, "chosen": torch.from_numpy(chosen)}
 
     def _text(self, grids: list[DieGrid], rng: np.random.Generator, words: bool) -> Batch:
         """Conversations, with ``words`` to repeat or not: token ids (B, T), mask, labels, token types."""
