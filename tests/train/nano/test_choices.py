@@ -67,6 +67,7 @@ def test_what_is_chosen_is_what_a_description_may_claim() -> None:
     assert placed > 10
 
 
+@torch.no_grad()
 def test_the_loss_is_the_mean_cross_entropy_of_the_choices() -> None:
     rng = np.random.default_rng(4)
     grids = [scene(rng) for _ in range(3)]
