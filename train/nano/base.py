@@ -17,6 +17,7 @@ import json
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -48,8 +49,8 @@ from train.nano.config import (
 from train.nano.corpus import tokenizer_texts
 from train.nano.plan import BaseSettings, learning_rate
 from train.nano.retokenize import retokenized
-from train.nano.sight import Sight
-from train.nano.stream import Batch, Conversations, interest, train_side
+from train.nano.sight import Sight, features
+from train.nano.stream import MEASURED, Batch, Conversations, interest, train_side
 from train.progress import Progress
 from train.speed import fast_vision
 from wafervlm import console
@@ -132,9 +133,16 @@ class BaseTraining:
             weight_decay=settings.weight_decay,
             fused=True,
         )
+        # What the tower handed over last: a question's step learns from it, too.
+        self.seen: deque[torch.Tensor] = deque(maxlen=1)
+        self._tower.register_forward_hook(lambda _module, _given, seen: self.seen.append(features(seen)))
         self.rows: list[Row] = []
         if (self.checkpoint / STATE).exists():
             self._take_up()
+
+    @property
+    def _tower(self) -> Any:
+        return self.model.model.visual
 
     def run(self) -> None:
         """Train to the end, with a checkpoint every ``save_every`` steps and where a part ends."""
@@ -178,11 +186,15 @@ class BaseTraining:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.settings)
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        measured = {name: batch.pop(name) for name in MEASURED if name in batch}
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=_has_bf16(self.device)):
             if self.settings.sees(step):
-                loss = self.sight(self.model.model.visual, **batch)
+                self._tower(batch["pixel_values"], grid_thw=batch["image_grid_thw"])
+                loss = self.sight(self.seen.pop(), **measured)
             else:
                 loss = self.model(**batch, use_cache=False).loss
+                if measured:
+                    loss = loss + self.sight(self.seen.pop(), **measured)
         loss.backward()
         # Only what stays is kept from jumping, not the heads.
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

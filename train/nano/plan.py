@@ -10,7 +10,8 @@ class BaseSettings:
     """How the base is trained: ``sight_steps`` of the vision tower alone, then ``steps`` of questions about
     dies, in the last ``word_steps`` of which one of the questions is to repeat words. A share of ``said`` of
     the wafers is asked about in the words of descriptions, the others in the base's own. The loss of
-    ``train.nano.choices`` counts ``choices`` times beside the others of the vision tower."""
+    ``train.nano.choices`` counts ``choices`` times beside the others of the vision tower; where it counts,
+    the vision tower goes on learning from all of them beside the questions."""
 
     sight_steps: int = 3000
     steps: int = 2000

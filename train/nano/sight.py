@@ -24,7 +24,7 @@ MERGE = 2
 class Sight(nn.Module):
     """Heads over the merged tokens and the deep features of a vision tower of ``shape``.
 
-    ``forward`` takes the tower, pixel values and image grid of B images, with ``local`` (B, tokens, 4 *
+    ``forward`` takes the ``features`` of B images, with ``local`` (B, tokens, 4 *
     len(PATCH_VALUES)) and ``whole`` (B, M) as ``targets`` returns them, and returns the sum of their mean
     smooth L1 losses, each value standardised by its mean and deviation over ``sample``. With ``chosen``
     (B, len(CHOICES)) int64, the mean cross-entropy of the choices in nats is added, ``choices`` times: one
@@ -49,18 +49,10 @@ class Sight(nn.Module):
             self.chosen = nn.Linear(width, sum(self.sizes))
 
     def forward(
-        self,
-        tower: Any,
-        pixel_values: torch.Tensor,
-        image_grid_thw: torch.Tensor,
-        local: torch.Tensor,
-        whole: torch.Tensor,
-        chosen: torch.Tensor | None = None,
+        self, seen: torch.Tensor, local: torch.Tensor, whole: torch.Tensor, chosen: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The loss, a scalar."""
-        seen = tower(pixel_values, grid_thw=image_grid_thw)
-        tokens = torch.cat([seen.pooler_output, *seen.deepstack_features], dim=-1)
-        tokens = tokens.view(len(image_grid_thw), -1, tokens.shape[-1])
+        tokens = seen.view(len(whole), -1, seen.shape[-1])
         pooled = torch.cat([tokens.mean(dim=1), tokens.amax(dim=1)], dim=-1)
         loss = self._loss("local", self.local(tokens), local) + self._loss("whole", self.whole(pooled), whole)
         if chosen is None:
@@ -73,6 +65,12 @@ class Sight(nn.Module):
         mean, deviation = (values.to(wanted.device) for values in self.scales[name])
         # Shares that are rarely other than 0 have long tails once standardised.
         return F.smooth_l1_loss(found.float(), ((wanted - mean) / deviation).clamp(-8, 8))
+
+
+def features(seen: Any) -> torch.Tensor:
+    """What a vision tower hands over, side by side: (merged tokens of all images, width of the text model *
+    (1 + deep features)), of the output ``seen`` of the tower."""
+    return torch.cat([seen.pooler_output, *seen.deepstack_features], dim=-1)
 
 
 def targets(grids: list[DieGrid], shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:

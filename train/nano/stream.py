@@ -27,6 +27,8 @@ from wafervlm.wafermap import DieGrid
 
 Batch = dict[str, torch.Tensor]
 IGNORED = -100
+# Of a batch what the vision tower is to tell: see train.nano.targets and train.nano.choices.
+MEASURED = ("local", "whole", "chosen")
 
 
 class Conversations(IterableDataset[Batch]):
@@ -51,10 +53,12 @@ class Conversations(IterableDataset[Batch]):
         for step in range(self.first, self.settings.total):
             rng = np.random.default_rng([self.settings.seed, step])
             grids = [self._wafer(rng) for _ in range(self.settings.batch)]
-            if self.settings.sees(step):
-                yield {**self._images(grids), **self._measured(grids)}
-            else:
-                yield {**self._images(grids), **self._text(grids, rng, self.settings.repeats(step))}
+            batch = self._images(grids)
+            if self.settings.sees(step) or self.settings.choices:
+                batch |= self._measured(grids)
+            if not self.settings.sees(step):
+                batch |= self._text(grids, rng, self.settings.repeats(step))
+            yield batch
 
     def sample(self, count: int = 1000) -> list[DieGrid]:
         """``count`` wafers as the training shows them."""

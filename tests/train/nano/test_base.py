@@ -48,9 +48,10 @@ def test_the_tower_learns_alone_then_questions_come_then_words() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("stop", [2, 4])
-def test_interrupted_training_comes_to_the_same_weights(tmp_path: Path, stop: int) -> None:
-    base.train_base(None, tmp_path / "whole", SETTINGS)
+@pytest.mark.parametrize(("stop", "choices"), [(2, 0.0), (4, 0.0), (4, 0.5)])
+def test_interrupted_training_comes_to_the_same_weights(tmp_path: Path, stop: int, choices: float) -> None:
+    settings = replace(SETTINGS, choices=choices)
+    base.train_base(None, tmp_path / "whole", settings)
 
     class Stop(Exception):
         pass
@@ -67,13 +68,13 @@ def test_interrupted_training_comes_to_the_same_weights(tmp_path: Path, stop: in
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base.BaseTraining, "save", stop_after)
         with pytest.raises(Stop):
-            base.train_base(None, tmp_path / "parts", SETTINGS)
+            base.train_base(None, tmp_path / "parts", settings)
         # Within a checkpoint, too: it counts only when it is whole.
         patch.setattr(base.BaseTraining, "save", save)
         patch.setattr(base, "flush_tree", stop_there)
         with pytest.raises(Stop):
-            base.train_base(None, tmp_path / "parts", SETTINGS)
-    base.train_base(None, tmp_path / "parts", SETTINGS)
+            base.train_base(None, tmp_path / "parts", settings)
+    base.train_base(None, tmp_path / "parts", settings)
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     assert (tmp_path / "whole-curve.png").read_bytes().startswith(b"\x89PNG")
@@ -91,6 +92,18 @@ def test_training_goes_on_from_another_base(tmp_path: Path) -> None:
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
     assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
     assert "start" in read_provenance(tmp_path / "second")["inputs"]
+
+
+def test_the_tower_goes_on_learning_what_is_said_beside_questions(tmp_path: Path) -> None:
+    still = replace(SETTINGS, learning_rate=0.0, sight_steps=1)
+    losses = []
+    for weight in (0.0, 1.0, 2.0):
+        base.train_base(None, tmp_path / f"{weight}", replace(still, choices=weight))
+        rows = base.read_rows(tmp_path / f"{weight}" / "log.csv")
+        losses.append([float(row["loss"]) for row in rows if row["part"] == "questions"])
+    # The other losses of the tower count as soon as this one does, and are there once.
+    none, once, twice = map(np.array, losses)
+    assert (twice - once > 1.0).all() and (once - none > twice - once).all()
 
 
 def test_a_base_of_another_shape_is_no_start(tmp_path: Path) -> None:

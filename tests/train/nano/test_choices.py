@@ -10,7 +10,7 @@ import torch
 
 from train.nano.choices import CHOICES, wafer_choices
 from train.nano.config import TINY
-from train.nano.sight import Sight, targets
+from train.nano.sight import Sight, features, targets
 from train.synthetic import scene
 from wafervlm.claims import Claim, Verdict, check
 from wafervlm.geometry import PATTERNS, ZONES, measure
@@ -78,9 +78,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_choices() -> None:
     seen = SimpleNamespace(pooler_output=parts[0], deepstack_features=parts[1:])
     local, whole = targets(grids, TINY)
     wanted = torch.from_numpy(np.stack([wafer_choices(grid) for grid in grids]))
-    grid = torch.ones(3, 3, dtype=torch.long)
-    without = heads(lambda *_, **__: seen, torch.zeros(1), grid, local, whole)
-    loss = heads(lambda *_, **__: seen, torch.zeros(1), grid, local, whole, wanted)
+    without, loss = heads(features(seen), local, whole), heads(features(seen), local, whole, wanted)
     mean = torch.cat(parts, dim=-1).view(3, tokens, -1).mean(dim=1)
     scores = mean @ heads.chosen.weight.T + heads.chosen.bias
     total, start = 0.0, 0
