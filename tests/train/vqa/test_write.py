@@ -78,6 +78,19 @@ def test_the_structured_description_holds_the_same_facts(wafers: Wafers) -> None
         assert told["morphology"]
 
 
+def test_sizes_and_lengths_are_told_when_asked_alone(wafers: Wafers) -> None:
+    asked = 0
+    for wafer, label in wafers:
+        for claim in extract(write(wafer.dies, label, rng(), "full")[1]):
+            assert claim.kind not in ("size", "extent") and claim.subject != "second cluster"
+        found = facts(wafer.dies, label)
+        if sizes := found.of_kind("size"):
+            told = answer(found, rng(), "size")
+            assert told is not None and extract(told.text)[0].plain == sizes[0].plain
+            asked += 1
+    assert asked > 10
+
+
 def test_rings_scatter_and_full_wafers_get_no_clock_position(wafers: Wafers) -> None:
     placeless = {"Donut", "Edge-Ring", "Random", "Near-full", "none"}
     told = Counter[str]()
