@@ -106,8 +106,9 @@ class Conversations(IterableDataset[Batch]):
 
     def _tokens(self, grid: DieGrid, rng: np.random.Generator, words: bool) -> tuple[list[int], list[int]]:
         said = self.settings.said > 0 and rng.random() < self.settings.said
-        ask = said_turns if said else turns
-        conversation = ask(grid, rng, self.settings.questions)
+        conversation = said_turns(grid, rng, self.settings.questions) if said else []
+        # Of a wafer without a pattern the words of descriptions may have no answer.
+        conversation = conversation or turns(grid, rng, self.settings.questions)
         if words:
             conversation[int(rng.integers(len(conversation)))] = repeated_words(self.pieces, rng)
         ids: list[int] = []

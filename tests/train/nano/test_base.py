@@ -165,3 +165,13 @@ def test_a_base_goes_on_under_another_tokenizer(tmp_path: Path) -> None:
             continue  # a leading space is written otherwise in the vocabulary
         wanted = first[name][spelled].float().mean(dim=0)
         torch.testing.assert_close(second[name][index].float(), wanted, rtol=0, atol=2e-4)
+
+
+def test_wafers_that_descriptions_say_nothing_of_are_asked_about_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stream, "said_turns", lambda *_: [])
+    tokenizer = train_tokenizer(tokenizer_texts(0, scenes=20), TINY.vocabulary)
+    settings = replace(SETTINGS, sight_steps=0, said=1.0)
+    for batch in stream.Conversations([], np.zeros(0), tokenizer, settings):
+        assert (batch["labels"] != stream.IGNORED).sum() > 2 * settings.batch
