@@ -235,7 +235,7 @@ def disputed(
     }
 
 
-@click.command()
+@click.command(context_settings=console.HELP)
 @click.option("--pool", type=click.Path(path_type=Path), required=True, help="train_pool.npz of WM-811K.")
 @click.option("-b", "--base", type=click.Path(path_type=Path), required=True, help="Checkpoint that looks.")
 @click.option("--per-class", default=800, show_default=True, help="Maps of each class at most.")

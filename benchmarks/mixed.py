@@ -157,7 +157,7 @@ def table(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name}: exact {ends}, macro F1 {found['macro_f1']:.3f}; {f1}"
 
 
-@click.command()
+@click.command(context_settings=console.HELP)
 @click.option(
     "--recipe",
     type=click.Path(path_type=Path),

@@ -31,7 +31,8 @@ Augment = Literal["none", "symmetries", "strong"]
 T = TypeVar("T")
 
 
-def _require(holds: bool, key: str, value: object, rule: str) -> None:
+def require(holds: bool, key: str, value: object, rule: str) -> None:
+    """Raise a ConfigError that says what the setting ``key`` is and what it must be, unless ``holds``."""
     if not holds:
         raise ConfigError(f"{key} is {value!r}; it must be {rule}")
 
@@ -52,7 +53,7 @@ class ModelSettings:
     """Longest conversation in tokens, image included; a longer one is refused, never cut."""
 
     def __post_init__(self) -> None:
-        _require(self.max_length >= 16, "model.max_length", self.max_length, "16 or more")
+        require(self.max_length >= 16, "model.max_length", self.max_length, "16 or more")
 
 
 @dataclass(frozen=True)
@@ -80,18 +81,18 @@ class DataSettings:
     """At most so many held-out maps are scored at each evaluation, as many of each class; 0 takes all."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             not (self.annotations and self.augment == "strong"),
             "data.augment",
             self.augment,
             "none or symmetries where data.annotations is true: strong changes what answers may count",
         )
-        _require(0 <= self.words < 1, "data.words", self.words, "0 or more and below 1")
-        _require(
+        require(0 <= self.words < 1, "data.words", self.words, "0 or more and below 1")
+        require(
             not self.vqa or self.words > 0, "data.words", self.words, "above 0 where data.vqa names a folder"
         )
-        _require(self.maps_per_class >= 0, "data.maps_per_class", self.maps_per_class, "0 or more")
-        _require(self.tune_maps >= 0, "data.tune_maps", self.tune_maps, "0 or more")
+        require(self.maps_per_class >= 0, "data.maps_per_class", self.maps_per_class, "0 or more")
+        require(self.tune_maps >= 0, "data.tune_maps", self.tune_maps, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,9 @@ class LoraSettings:
     """Train the embeddings of the answers' tokens too: for a base that has never written such words."""
 
     def __post_init__(self) -> None:
-        _require(self.rank >= 1, "lora.rank", self.rank, "1 or more")
-        _require(self.alpha > 0, "lora.alpha", self.alpha, "above 0")
-        _require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "0 or more and below 1")
+        require(self.rank >= 1, "lora.rank", self.rank, "1 or more")
+        require(self.alpha > 0, "lora.alpha", self.alpha, "above 0")
+        require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "0 or more and below 1")
 
 
 @dataclass(frozen=True)
@@ -156,12 +157,12 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "time_limit_minutes", "patience", "weight_decay", "seed", "threads"):
-            _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
+            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
         for name in ("batch", "accumulate", "evaluations", "save_steps"):
-            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
         for name in ("epochs", "learning_rate", "clip"):
-            _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "above 0")
-        _require(0 <= self.warmup < 1, "train.warmup", self.warmup, "0 or more and below 1")
+            require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "above 0")
+        require(0 <= self.warmup < 1, "train.warmup", self.warmup, "0 or more and below 1")
 
 
 @dataclass(frozen=True)

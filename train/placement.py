@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, TypeVar
 
 import torch
 
-from train.config import Settings
+# Settings of a training: fields ``model`` (device, precision) and ``train`` (gradient_checkpointing).
+Placed = TypeVar("Placed", bound=Any)
 
 
-def decided(settings: Settings) -> Settings:
+def decided(settings: Placed) -> Placed:
     """``settings`` with every "auto" decided: for the device that they name, or else this machine's."""
     device = settings.model.device
     if device == "auto":
@@ -20,8 +22,9 @@ def decided(settings: Settings) -> Settings:
         precision = "bfloat16" if on_gpu else "float32"
     if recompute == "auto":
         recompute = "on" if on_gpu else "off"
-    return dataclasses.replace(
+    placed: Placed = dataclasses.replace(
         settings,
         model=dataclasses.replace(settings.model, device=device, precision=precision),
         train=dataclasses.replace(settings.train, gradient_checkpointing=recompute),
     )
+    return placed

@@ -28,6 +28,7 @@ from train.artefact import (
     writing,
 )
 from train.dataset import DIES, TASK
+from train.placement import decided
 from train.rl.assembly import assemble
 from train.rl.log import draw_curves, mean_of, write_log
 from train.rl.reward import Judge
@@ -105,19 +106,10 @@ def settled(settings: RlSettings) -> RlSettings:
             f"{processes.count()} processes were started and reinforcement learning runs in one; start it "
             "without accelerate launch"
         )
-    model, recompute = settings.model, settings.train.gradient_checkpointing
-    device = model.device if model.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
+    settings = decided(settings)
+    if settings.model.device == "cuda" and not torch.cuda.is_available():
         raise SetupError('model.device is "cuda" and torch sees no GPU here; set it to "cpu"')
-    on_gpu = device == "cuda"
-    precision = model.precision if model.precision != "auto" else "bfloat16" if on_gpu else "float32"
-    if recompute == "auto":
-        recompute = "on" if on_gpu else "off"
-    return dataclasses.replace(
-        settings,
-        model=dataclasses.replace(model, device=device, precision=precision),
-        train=dataclasses.replace(settings.train, gradient_checkpointing=recompute),
-    )
+    return settings
 
 
 @contextmanager

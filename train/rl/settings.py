@@ -11,17 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from train.config import LoraSettings, ModelSettings, settings_of
+from train.config import LoraSettings, ModelSettings, require, settings_of
 from wafervlm.errors import ConfigError
 
 Dimension = Literal["all", "spatial", "morphology", "root_cause"]
 Scale = Literal["group", "batch", "none"]
 FormulaName = Literal["strict", "published", "optimised"]
-
-
-def _require(holds: bool, key: str, value: object, rule: str) -> None:
-    if not holds:
-        raise ConfigError(f"{key} is {value!r}; it must be {rule}")
 
 
 @dataclass(frozen=True)
@@ -45,8 +40,8 @@ class RowSettings:
     there; 0 takes none."""
 
     def __post_init__(self) -> None:
-        _require(self.tune_rows >= 0, "data.tune_rows", self.tune_rows, "0 or more")
-        _require(self.tune_maps >= 0, "data.tune_maps", self.tune_maps, "0 or more")
+        require(self.tune_rows >= 0, "data.tune_rows", self.tune_rows, "0 or more")
+        require(self.tune_maps >= 0, "data.tune_maps", self.tune_maps, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -83,12 +78,12 @@ class GspoSettings:
 
     def __post_init__(self) -> None:
         for name in ("prompts", "max_tokens", "updates", "passes"):
-            _require(getattr(self, name) >= 1, f"rl.{name}", getattr(self, name), "1 or more")
-        _require(self.completions >= 2, "rl.completions", self.completions, "2 or more")
+            require(getattr(self, name) >= 1, f"rl.{name}", getattr(self, name), "1 or more")
+        require(self.completions >= 2, "rl.completions", self.completions, "2 or more")
         for name in ("temperature", "epsilon", "epsilon_high"):
-            _require(getattr(self, name) > 0, f"rl.{name}", getattr(self, name), "above 0")
-        _require(self.epsilon < 1, "rl.epsilon", self.epsilon, "below 1")
-        _require(self.beta >= 0, "rl.beta", self.beta, "0 or more")
+            require(getattr(self, name) > 0, f"rl.{name}", getattr(self, name), "above 0")
+        require(self.epsilon < 1, "rl.epsilon", self.epsilon, "below 1")
+        require(self.beta >= 0, "rl.beta", self.beta, "0 or more")
 
 
 @dataclass(frozen=True)
@@ -109,10 +104,10 @@ class RewardSettings:
 
     def __post_init__(self) -> None:
         for name in ("rubric", "claims", "format"):
-            _require(getattr(self, name) >= 0, f"reward.{name}", getattr(self, name), "0 or more")
+            require(getattr(self, name) >= 0, f"reward.{name}", getattr(self, name), "0 or more")
         total = self.rubric + self.claims
-        _require(total > 0, "reward.rubric and reward.claims", total, "above 0 together")
-        _require(self.claims_floor >= 1, "reward.claims_floor", self.claims_floor, "1 or more")
+        require(total > 0, "reward.rubric and reward.claims", total, "above 0 together")
+        require(self.claims_floor >= 1, "reward.claims_floor", self.claims_floor, "1 or more")
 
 
 @dataclass(frozen=True)
@@ -151,12 +146,12 @@ class RlTrainSettings:
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "time_limit_minutes", "patience", "weight_decay", "seed", "threads"):
-            _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
+            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
         for name in ("batch", "evaluations", "save_steps"):
-            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
         for name in ("epochs", "learning_rate", "clip"):
-            _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "above 0")
-        _require(0 <= self.warmup < 1, "train.warmup", self.warmup, "0 or more and below 1")
+            require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "above 0")
+        require(0 <= self.warmup < 1, "train.warmup", self.warmup, "0 or more and below 1")
 
 
 @dataclass(frozen=True)
@@ -174,7 +169,7 @@ class RlSettings:
 
     def __post_init__(self) -> None:
         part = self.train.batch * self.rl.updates
-        _require(
+        require(
             self.answers % part == 0,
             "rl.prompts * rl.completions",
             self.answers,
