@@ -345,7 +345,7 @@ def test_words_that_are_off_are_refused(station: Station, monkeypatch: pytest.Mo
             with pytest.raises(VerificationError, match="are not those of its bundle on Fake GPU"):
                 station.open()
         assert not station.cuda.memory
-    station.change(golden=(GoldenText(((900,),), ((-0.1,),)),))
+    station.change(golden=(GoldenText(((90_000,),), ((-0.1,),)),))
     with pytest.raises(ManifestError, match="golden texts of another bundle"):
         station.open()
 

@@ -79,7 +79,9 @@ def first_of(*kinds: str, tried: Tried | None = None, without: str = "") -> Answ
         found = claims[0] if claims else _borne_out(facts, tried)
         if found is not None:
             return claims_answer(facts, question, [found], rng)
-        return _without(question, without) if without else None
+        if not without or (facts.placed and NO_CLOCK in without):
+            return None
+        return _without(question, without)
 
     return answer
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from train.vqa.causes import Causes, Pattern, default_causes
+from train.vqa.steady import steady
 from wafervlm.claims import Claim, Verdict, check, state
 from wafervlm.geometry import Geometry, measure
 from wafervlm.wafermap import DieGrid
@@ -17,7 +18,8 @@ PLACED = frozenset({"clock", "span", "quadrant", "side"})
 @dataclass(frozen=True, slots=True)
 class Facts:
     """One wafer: its ``geometry``, the ``pattern`` that its label stands for in the table of causes, and the
-    ``statements`` that are true of its dies, those that weigh most first. ``causes`` is the whole table."""
+    ``statements`` that are true of its dies and do not hang on a few of them, those that weigh most first.
+    ``causes`` is the whole table."""
 
     geometry: Geometry
     pattern: Pattern
@@ -57,7 +59,7 @@ def facts(dies: DieGrid, label: str, causes: Causes | None = None) -> Facts:
     the workshop's own table when None, does not have the label."""
     table = causes or default_causes()
     pattern, geometry = table.of(label), measure(dies)
-    return Facts(geometry, pattern, tuple(_kept(state(geometry), pattern)), table)
+    return Facts(geometry, pattern, steady(tuple(_kept(state(geometry), pattern)), dies), table)
 
 
 def _kept(statements: Iterable[Claim], pattern: Pattern) -> Iterable[Claim]:
