@@ -50,7 +50,7 @@ def test_what_is_rewarded_becomes_likelier(tmp_path: Path, tiny_checkpoint: Path
     # The logits of random weights lie close together; a low temperature draws them apart.
     changes |= {"rl__temperature": 0.2, "rl__epsilon": 0.2, "rl__epsilon_high": 0.28}
     settings = brief(
-        tmp_path / "a", tiny_checkpoint, words, train__max_steps=20, train__learning_rate=2e-2, **changes
+        tmp_path / "a", tiny_checkpoint, words, train__max_steps=40, train__learning_rate=2e-2, **changes
     )
     trainer, _ = assemble(settled(settings), tmp_path / "a.partial", None, vowels)
     rows = read_course(settings).tune
@@ -58,7 +58,7 @@ def test_what_is_rewarded_becomes_likelier(tmp_path: Path, tiny_checkpoint: Path
     trainer.train()
     assert expected_pay(trainer, words, rows) > 1.5 * before
     rewards = [row["reward"] for row in trainer.watch.rows if "reward" in row]
-    assert len(rewards) == 10 and sum(rewards[-3:]) > 1.5 * sum(rewards[:3])
+    assert len(rewards) == 20 and sum(rewards[-6:]) > 1.5 * sum(rewards[:6])
 
 
 def test_the_likelihoods_are_the_models_own(
