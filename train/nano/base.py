@@ -135,7 +135,8 @@ class BaseTraining:
         )
         # What the tower handed over last: a question's step learns from it, too.
         self.seen: deque[torch.Tensor] = deque(maxlen=1)
-        self._tower.register_forward_hook(lambda _module, _given, seen: self.seen.append(features(seen)))
+        if settings.choices:
+            self._tower.register_forward_hook(lambda _module, _given, seen: self.seen.append(features(seen)))
         self.rows: list[Row] = []
         if (self.checkpoint / STATE).exists():
             self._take_up()
@@ -189,8 +190,8 @@ class BaseTraining:
         measured = {name: batch.pop(name) for name in MEASURED if name in batch}
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=_has_bf16(self.device)):
             if self.settings.sees(step):
-                self._tower(batch["pixel_values"], grid_thw=batch["image_grid_thw"])
-                loss = self.sight(self.seen.pop(), **measured)
+                seen = self._tower(batch["pixel_values"], grid_thw=batch["image_grid_thw"])
+                loss = self.sight(features(seen), **measured)
             else:
                 loss = self.model(**batch, use_cache=False).loss
                 if measured:
