@@ -15,7 +15,7 @@ from wafervlm.geometry import measure
 from wafervlm.wafermap import FAIL, PASS, DieGrid
 
 # Times that the dies are altered; of the failing dies so many pass instead, and so many others fail.
-TRIALS, DROPPED, ADDED = 3, 0.05, 0.02
+TRIALS, DROPPED, ADDED = 3, 0.1, 0.04
 # Figures, which the change itself moves: how near one must be is the check's to say.
 FIGURES = frozenset({"share", "count", "size", "extent"})
 # What a description is first asked for is said as well as it is known.

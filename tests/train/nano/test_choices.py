@@ -8,21 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from tests.wafervlm.claims.drawing import DRAWN, X, Y, wafer
 from train.nano.choices import CHOICES, wafer_choices
 from train.nano.config import TINY
 from train.nano.sight import Sight, features, targets
 from train.synthetic import scene
 from wafervlm.claims import Claim, Verdict, check
 from wafervlm.geometry import PATTERNS, ZONES, measure
-from wafervlm.wafermap import FAIL, NO_DIE, PASS, DieGrid
+from wafervlm.wafermap import DieGrid
 
 NAMES = list(CHOICES)
-
-
-def wafer(side: int = 41) -> tuple[DieGrid, np.ndarray, np.ndarray]:
-    """A round wafer on which no die fails, and the x and y of its dies."""
-    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
-    return np.where(np.hypot(x, y) <= 1, PASS, NO_DIE).astype(np.uint8), x, y
 
 
 def chosen(dies: DieGrid) -> dict[str, int]:
@@ -32,18 +27,15 @@ def chosen(dies: DieGrid) -> dict[str, int]:
 
 @pytest.mark.parametrize(("x", "y", "hour"), [(0.0, -0.8, 12), (0.8, 0.0, 3), (-0.4, 0.69, 7)])
 def test_a_cluster_is_where_it_was_put(x: float, y: float, hour: int) -> None:
-    dies, across, down = wafer()
-    dies[(np.hypot(across - x, down - y) < 0.15) & (dies == PASS)] = FAIL
-    found = chosen(dies)
+    found = chosen(wafer(np.hypot(X - x, Y - y) < 0.15))
     assert (found["clock"], found["zone"], found["clusters"]) == (hour, 1 + ZONES.index("edge"), 1)
     assert PATTERNS[found["pattern"]] == "cluster" and found["second"] == found["ring"] == found["line"] == 0
 
 
 def test_rings_and_nothing_have_no_place() -> None:
-    dies, x, y = wafer()
-    assert chosen(dies)["size"] == chosen(dies)["clock"] == chosen(dies)["zone"] == 0
-    dies[(np.hypot(x, y) > 0.85) & (dies == PASS)] = FAIL
-    found = chosen(dies)
+    found = chosen(DRAWN["empty"])
+    assert found["size"] == found["clock"] == found["zone"] == 0
+    found = chosen(DRAWN["ring"])
     assert (found["clock"], found["gap"], found["ring"]) == (0, 0, 3) and found["radius"] > 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.wafervlm.claims.drawing import DRAWN, spot, wafer
 from train.vqa.answers import CLOCKS
 from train.vqa.facts import PLACED, facts
 from train.vqa.rubrics import rubric
@@ -12,19 +13,12 @@ from train.vqa.steady import FIGURES, steady
 from train.vqa.write import answer
 from wafervlm.claims import Claim, check, state
 from wafervlm.geometry import measure
-from wafervlm.wafermap import FAIL, NO_DIE, PASS, DieGrid, WaferMap
-
-
-def wafer(side: int = 41) -> tuple[DieGrid, np.ndarray, np.ndarray]:
-    """A round wafer on which no die fails, and the x and y of its dies."""
-    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
-    return np.where(np.hypot(x, y) <= 1, PASS, NO_DIE).astype(np.uint8), x, y
+from wafervlm.wafermap import FAIL, DieGrid, WaferMap
 
 
 def two_clusters(second: int, row: int = 18) -> DieGrid:
     """A large cluster at 3 o'clock and one of ``second`` x ``second`` dies about 9 o'clock."""
-    dies, x, y = wafer()
-    dies[(np.hypot(x - 0.6, y) < 0.2) & (dies == PASS)] = FAIL
+    dies = wafer(spot(3, 0.6, 0.2))
     dies[row : row + second, 5 : 5 + second] = FAIL
     return dies
 
@@ -50,7 +44,7 @@ def test_figures_and_one_word_on_the_shape_stay() -> None:
 
 
 def test_a_wafer_without_failing_dies_is_left_as_it_is() -> None:
-    dies, _, _ = wafer()
+    dies = DRAWN["empty"]
     claims = state(measure(dies))
     assert claims and steady(claims, dies) == claims
 
