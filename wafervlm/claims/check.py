@@ -29,7 +29,8 @@ def check(claims: Iterable[Claim], geometry: Geometry) -> list[Checked]:
     |------------|----------------------------------------------------------------|-----------------------|
     | share      | within 2 points or 15 %, or on the right side of a bound       |                       |
     | count      | within 3 dies or 20 %                                          |                       |
-    | zone       | the zone of highest contrast or within 10 % of it              |                       |
+    | zone       | the zone of highest contrast or within 10 % of it; where none  |                       |
+    |            | stands out, as for the dominating structure                    |                       |
     | zone, of a | its middle lies there, give or take 0.05 of the radius, or it  | the cluster is beyond |
     | structure  | reaches the rim and the edge is said                           | those listed          |
     | clear      | at most 2 % of the zone fails, or a third of the overall share |                       |

@@ -80,9 +80,12 @@ def _zone(claim: Claim, g: Geometry) -> Found:
         return _of_named(claim, g, lambda s: _in_zone(s, said), lambda s: f"in the {s.zone} zone")
     if not g.failing or g.main_zone is None:
         return judged(False, "no die fails" if not g.failing else "no zone stands out")
-    contrast = float(g.contrast[_ZONES.index(said)])
-    holds = contrast >= NEAR_CONTRAST * float(max(g.contrast))
-    why = f"the {g.main_zone} zone stands out most, {float(max(g.contrast)):.1f} times the overall share"
+    highest = float(max(g.contrast))
+    # A structure lies where it lies, though no zone stands out.
+    if g.main is not None and g.contrast[_ZONES.index(g.main_zone)] < highest:
+        return judged(_in_zone(g.main, said), f"the pattern is in the {g.main.zone} zone", _evidence(g, said))
+    holds = float(g.contrast[_ZONES.index(said)]) >= NEAR_CONTRAST * highest
+    why = f"the {g.main_zone} zone stands out most, {highest:.1f} times the overall share"
     return judged(holds, why, _evidence(g, said))
 
 

@@ -46,7 +46,7 @@ def measure(dies: DieGrid) -> Geometry:
         frame="image",
         background=np.count_nonzero(failing & rest) / max(int(np.count_nonzero(rest)), 1),
         contrast=contrast,
-        main_zone=main_zone(found, contrast, zone_dies),
+        main_zone=main_zone(found, contrast, zone_dies, main),
         rotational=rotational,
         mirror=mirror,
         clusters=clustered,

@@ -14,17 +14,24 @@ SCATTER = 0.25
 STANDS_OUT = 1.25
 ALIKE = 0.6
 BROAD = 0.2
+# Of the wafer's diameter: a structure of this length lies in several zones.
+ACROSS = 0.8
+
+Structure = Cluster | Ring | Line
 
 
-def main_zone(found: Shares, contrast: Floats, zone_dies: Ints) -> Zone | None:
-    """The zone of the highest contrast; None where no zone stands out of what chance gives."""
+def main_zone(found: Shares, contrast: Floats, zone_dies: Ints, main: Structure | None) -> Zone | None:
+    """The zone of the highest contrast; where none stands out of what chance gives, that of the ``main``
+    structure, None without one or where it goes across the wafer."""
     best = int(np.argmax(contrast))
-    if not found.failing or contrast[best] < STANDS_OUT:
+    if not found.failing:
         return None
     expected = zone_dies * found.share
     spread = float((expected * (contrast - 1) ** 2).sum() / max(1 - found.share, 1e-9))
     # Chi-square with two degrees of freedom, one percent.
-    return ZONES[best] if spread > 9.21 else None
+    if contrast[best] >= STANDS_OUT and spread > 9.21:
+        return ZONES[best]
+    return None if main is None or getattr(main, "length", 0.0) > ACROSS else main.zone
 
 
 def symmetries(fails: Ints, where: Places) -> tuple[float, float]:
@@ -43,8 +50,6 @@ def symmetries(fails: Ints, where: Places) -> tuple[float, float]:
 
 
 _MIRRORED = (np.arange(HOURS)[:, None] - np.arange(HOURS)[None, :]) % HOURS
-
-Structure = Cluster | Ring | Line
 
 
 def dominating(

@@ -255,3 +255,14 @@ def test_real_wafers_are_seen_as_their_labels_say(real_wafers: list[tuple[WaferM
     assert share(("Random",), lambda f: f.main is None) >= 0.8
     assert share(("Near-full",), lambda f: f.pattern == "full") == 1
     assert share(("none", "Center", "Loc"), lambda f: bool(f.ring_list)) <= 0.1
+
+
+def test_a_structure_lies_in_its_zone_where_no_zone_stands_out() -> None:
+    rng = np.random.default_rng(2)
+    dies = blank(41, 41).dies.astype(np.uint8)
+    on_wafer = dies > 0
+    dies[on_wafer & (rng.random(dies.shape) < 0.12)] = FAIL
+    dies[30:33, 18:22] = FAIL
+    found = measure(dies)
+    assert max(found.contrast) < 1.25
+    assert found.main is not None and found.main_zone == found.main.zone == "middle"
