@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from train.vqa.facts import Facts
@@ -16,7 +17,8 @@ NONE, NO_PATTERN = "none", "no pattern stands out"
 # More would make the answer long, and what weighs little is seldom right.
 MOST_SPATIAL, MOST_SHAPE, MOST_CAUSES = 4, 3, 2
 # Told when asked, not unasked: a number of dies or a length is claimed to a fifth, and in a picture in which
-# a die is a few pixels they are seen to a half; nor is it plain which cluster is the second.
+# a die is a few pixels they are seen to a half; nor is it plain which cluster is the second, how many there
+# are, where a ring's radius lies to a twentieth, or that a line does not bend.
 ASKED_FOR, LESSER = frozenset({"size", "extent"}), "second cluster"
 
 QUESTIONS = {
@@ -38,8 +40,19 @@ def spatial_claims(facts: Facts) -> Sequence[Claim]:
 
 
 def shape_claims(facts: Facts) -> Sequence[Claim]:
-    """What a description says of the shape of the pattern."""
-    return [claim for claim in facts.morphology if claim.kind not in ASKED_FOR][:MOST_SHAPE]
+    """What a description says of the shape of the pattern, figures left out."""
+    told = (_plainly(claim) for claim in facts.morphology if claim.kind not in ASKED_FOR)
+    return list(dict.fromkeys(claim for claim in told if claim is not None))[:MOST_SHAPE]
+
+
+def _plainly(claim: Claim) -> Claim | None:
+    if claim.kind == "ring" and isinstance(claim.value, tuple):
+        return replace(claim, value=claim.value[0])
+    if claim.kind == "line" and claim.value == "straight":
+        return replace(claim, value="any")
+    if claim.kind == "clusters":
+        return replace(claim, value="any") if claim.value else None
+    return claim
 
 
 def spatial_text(facts: Facts, rng: Rng) -> str:
