@@ -46,7 +46,7 @@ def ratios(checks: Checks, cases: Cases) -> dict[str, Ratio]:
 
     ``precision`` is supported over supported and contradicted claims; ``contradiction_rate`` contradicted
     over all; ``untold_rate`` those that cannot be told; ``recall`` the share of what is worth saying that is
-    said, kind and structure alike, and rightly. ``zone_right``: of the wafers on which a zone stands out
+    said, kind and structure alike, and rightly. ``zone_right``: of the wafers that have a main zone
     those whose answer names a zone, and only right ones. ``clock_right``: of the Edge-Loc maps with a clock
     position those whose answer gives one, within one hour; ``edge_loc_right``: of all Edge-Loc maps, those
     without a position being right where none is given. ``clock_for_ring``: of the rings those given a clock

@@ -14,8 +14,8 @@ RINGS = ("ring", "annulus")
 class Ruler(Protocol):
     """The truth about one wafer, as far as it is known.
 
-    ``hour`` is the clock position of its pattern, None where that has none; ``zoned`` says whether a zone
-    stands out, ``ring`` whether a ring dominates; ``statements`` are what is worth saying, all true.
+    ``hour`` is the clock position of its pattern, None where that has none; ``zoned`` says whether it has
+    a main zone, ``ring`` whether a ring dominates; ``statements`` are what is worth saying, all true.
     """
 
     @property

@@ -87,7 +87,7 @@ def first_of(*kinds: str, tried: Tried | None = None, without: str = "") -> Answ
 
 
 def main_zone(facts: Facts) -> list[Claim]:
-    """The zone that stands out."""
+    """The main zone."""
     zone = facts.geometry.main_zone
     return [] if zone is None else [Claim("zone", zone)]
 

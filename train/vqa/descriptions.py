@@ -17,8 +17,7 @@ NONE, NO_PATTERN = "none", "no pattern stands out"
 # More would make the answer long, and what weighs little is seldom right.
 MOST_SPATIAL, MOST_SHAPE, MOST_CAUSES = 4, 3, 2
 # Told when asked, not unasked: a number of dies or a length is claimed to a fifth, and in a picture in which
-# a die is a few pixels they are seen to a half; nor is it plain which cluster is the second, how many there
-# are, where a ring's radius lies to a twentieth, or that a line does not bend.
+# a die is a few pixels they are seen to a half; nor is it plain which cluster is the second.
 ASKED_FOR, LESSER = frozenset({"size", "extent"}), "second cluster"
 
 QUESTIONS = {
@@ -46,6 +45,8 @@ def shape_claims(facts: Facts) -> Sequence[Claim]:
 
 
 def _plainly(claim: Claim) -> Claim | None:
+    """``claim`` without what a picture does not tell: how many clusters there are, or that there is none, a
+    ring's radius to a twentieth, that a line does not bend."""
     if claim.kind == "ring" and isinstance(claim.value, tuple):
         return replace(claim, value=claim.value[0])
     if claim.kind == "line" and claim.value == "straight":

@@ -99,12 +99,14 @@ def _ring(claim: Claim) -> list[str]:
 def _line(claim: Claim) -> list[str]:
     if claim.negated:
         return ["no line"]
-    return ["line"] if claim.plain == "any" else [f"{claim.plain} line", str(claim.plain), "line"]
+    return ["a line"] if claim.plain == "any" else [f"{claim.plain} line", str(claim.plain), "line"]
 
 
 def _clusters(claim: Claim) -> list[str]:
     if claim.negated or claim.plain == 0:
         return ["no cluster", "no clusters"]
+    if claim.plain == "any":
+        return ["a cluster"]
     words = {1: ["one cluster", "single cluster", "one dense cluster", "1 cluster"], 2: ["two clusters"]}
     many = ["three or more clusters", "several clusters", "clusters"]
     return [*words.get(claim.plain, many), "cluster"] if isinstance(claim.plain, int) else [*many, "cluster"]

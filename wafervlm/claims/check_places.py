@@ -81,9 +81,8 @@ def _zone(claim: Claim, g: Geometry) -> Found:
     if not g.failing or g.main_zone is None:
         return judged(False, "no die fails" if not g.failing else "no zone stands out")
     highest = float(max(g.contrast))
-    # A structure lies where it lies, though no zone stands out.
-    if g.main is not None and g.contrast[_ZONES.index(g.main_zone)] < highest:
-        return judged(_in_zone(g.main, said), f"the pattern is in the {g.main.zone} zone", _evidence(g, said))
+    if g.main is not None and not g.zone_stands_out:
+        return judged(_in_zone(g.main, said), f"the pattern is in the {g.main.zone} zone", g.main.dies)
     holds = float(g.contrast[_ZONES.index(said)]) >= NEAR_CONTRAST * highest
     why = f"the {g.main_zone} zone stands out most, {highest:.1f} times the overall share"
     return judged(holds, why, _evidence(g, said))

@@ -12,7 +12,7 @@ from wafervlm.geometry import bands, clusters, lines, repeats
 from wafervlm.geometry.background import assumed_background, crowd
 from wafervlm.geometry.places import Mask, Places, places
 from wafervlm.geometry.shares import neighbours, shares
-from wafervlm.geometry.summary import FULL, SCATTER, dominating, main_zone, symmetries
+from wafervlm.geometry.summary import FULL, SCATTER, dominating, outstanding_zone, symmetries, zone_of
 from wafervlm.geometry.types import Cluster, Dies, Geometry, Line, Ring, Shares
 from wafervlm.wafermap import FAIL, DieGrid, WaferMap, transform
 
@@ -41,12 +41,14 @@ def measure(dies: DieGrid) -> Geometry:
     zone_dies = where.polar_dies.reshape(3, -1).sum(axis=1)
     rotational, mirror = symmetries(np.flatnonzero(failing), where)
     pattern, main, main_hour = dominating(found, clustered, rings, drawn)
+    outstanding = outstanding_zone(found, contrast, zone_dies)
     return Geometry(
         **{name: getattr(found, name) for name in _SHARES},
         frame="image",
         background=np.count_nonzero(failing & rest) / max(int(np.count_nonzero(rest)), 1),
         contrast=contrast,
-        main_zone=main_zone(found, contrast, zone_dies, main),
+        main_zone=outstanding or zone_of(main),
+        zone_stands_out=outstanding is not None,
         rotational=rotational,
         mirror=mirror,
         clusters=clustered,

@@ -20,18 +20,21 @@ ACROSS = 0.8
 Structure = Cluster | Ring | Line
 
 
-def main_zone(found: Shares, contrast: Floats, zone_dies: Ints, main: Structure | None) -> Zone | None:
-    """The zone of the highest contrast; where none stands out of what chance gives, that of the ``main``
-    structure, None without one or where it goes across the wafer."""
+def outstanding_zone(found: Shares, contrast: Floats, zone_dies: Ints) -> Zone | None:
+    """The zone of the highest contrast; None where no zone stands out of what chance gives."""
     best = int(np.argmax(contrast))
-    if not found.failing:
+    if not found.failing or contrast[best] < STANDS_OUT:
         return None
     expected = zone_dies * found.share
     spread = float((expected * (contrast - 1) ** 2).sum() / max(1 - found.share, 1e-9))
     # Chi-square with two degrees of freedom, one percent.
-    if contrast[best] >= STANDS_OUT and spread > 9.21:
-        return ZONES[best]
-    return None if main is None or getattr(main, "length", 0.0) > ACROSS else main.zone
+    return ZONES[best] if spread > 9.21 else None
+
+
+def zone_of(main: Structure | None) -> Zone | None:
+    """The zone of the ``main`` structure; None without one, or where it goes across the wafer."""
+    across = getattr(main, "length", 0.0) > ACROSS and not getattr(main, "arc", False)
+    return None if main is None or across else main.zone
 
 
 def symmetries(fails: Ints, where: Places) -> tuple[float, float]:

@@ -158,10 +158,11 @@ class Geometry(Shares):
     ``frame`` is "image" (12 o'clock is the top of the image) or "tool" (the orientation mark lies at 6
     o'clock). ``background`` is the failing share among the dies in no structure. ``contrast`` (3,) is the
     share of each zone over the overall share (0 where nothing fails): zones differ in area, shares do not
-    tell that. ``main_zone`` is the zone of the highest contrast; where none stands out it is that of the
-    dominating structure, None without one and where that is longer than 0.8. ``rotational`` and ``mirror``
-    are the symmetries about the centre and about the best axis through it, 0 to 1: the share of the failing
-    dies that need not move to another of 36 cells (zone by hour).
+    tell that. ``main_zone`` is the zone of the highest contrast where it stands out, as
+    ``zone_stands_out`` says; else that of the dominating structure, None without one and where that is
+    longer than 0.8 of the diameter (arcs are not asked). ``rotational`` and ``mirror`` are the symmetries
+    about the centre and about the best axis through it, 0 to 1: the share of the failing dies that need not
+    move to another of 36 cells (zone by hour).
 
     ``clusters`` are sorted by size, the largest first, eight at most; the dies of rings are in none, those of
     lines are in both. Where a quarter of the other dies or more fail, only clusters that are nearly solid
@@ -178,6 +179,7 @@ class Geometry(Shares):
     background: float
     contrast: Floats
     main_zone: Zone | None
+    zone_stands_out: bool
     rotational: float
     mirror: float
     clusters: tuple[Cluster, ...]

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.wafervlm.claims.drawing import DRAWN, MEASURED
-from wafervlm.claims import KINDS, Verdict, check, extract
+from tests.wafervlm.claims.drawing import DRAWN, MEASURED, spot, wafer
+from wafervlm.claims import KINDS, Claim, Verdict, check, extract
 from wafervlm.claims.check import _CHECKS
+from wafervlm.geometry import ZONES, measure
 from wafervlm.wafermap import FAIL
 
 YES, NO, OPEN = Verdict.SUPPORTED, Verdict.CONTRADICTED, Verdict.UNTOLD
@@ -137,3 +138,11 @@ def test_share_within_two_points(said: int, verdict: Verdict) -> None:
     (item,) = check(extract(f"{said} percent of the dies fail."), geometry)
     assert item.verdict is verdict
     assert item.why == "10 percent of the dies fail"
+
+
+def test_where_no_zone_stands_out_the_pattern_has_its_zone() -> None:
+    geometry = measure(wafer(spot(6, 0.5, 0.15), 0.15))
+    assert not geometry.zone_stands_out and geometry.main is not None
+    found = check([Claim("zone", zone) for zone in ZONES], geometry)
+    assert [item.supported for item in found] == [False, True, False]
+    assert found[1].why == "the pattern is in the middle zone" and found[1].dies is geometry.main.dies

@@ -266,3 +266,4 @@ def test_a_structure_lies_in_its_zone_where_no_zone_stands_out() -> None:
     found = measure(dies)
     assert max(found.contrast) < 1.25
     assert found.main is not None and found.main_zone == found.main.zone == "middle"
+    assert not found.zone_stands_out
