@@ -80,9 +80,9 @@ def _zone(claim: Claim, g: Geometry) -> Found:
         return _of_named(claim, g, lambda s: _in_zone(s, said), lambda s: f"in the {s.zone} zone")
     if not g.failing or g.main_zone is None:
         return judged(False, "no die fails" if not g.failing else "no zone stands out")
-    highest = float(max(g.contrast))
     if g.main is not None and not g.zone_stands_out:
         return judged(_in_zone(g.main, said), f"the pattern is in the {g.main.zone} zone", g.main.dies)
+    highest = float(max(g.contrast))
     holds = float(g.contrast[_ZONES.index(said)]) >= NEAR_CONTRAST * highest
     why = f"the {g.main_zone} zone stands out most, {highest:.1f} times the overall share"
     return judged(holds, why, _evidence(g, said))

@@ -105,7 +105,7 @@ def test_descriptions_can_be_asked_for_too(words: Path) -> None:
     judge = RuleJudge(RewardSettings(), tags=False)
     for row, other in zip(asked, [*asked[1:], asked[0]], strict=True):
         assert row.question == QUESTIONS["full"] and row.row.difficulty == "hard"
-        assert len(row.topics) >= 2 and row.label == row.row.rubric.defect_types[0]
+        assert len(row.topics) >= 3 and row.label == row.row.rubric.defect_types[0]
         right, wrong = (judge(row, each.row.reference_answer, True) for each in (row, other))
         assert right["claims"] == 1.0 and right["rubric"] in (None, 1.0)
         if row.label != other.label:
