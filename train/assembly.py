@@ -110,7 +110,7 @@ def _wording(settings: Settings) -> Wording | None:
     if not data.words:
         return None
     rows = _rows(Path(data.vqa)) if data.vqa else []
-    return Wording(data.words, train.seed, train.batch, Mix(), rows)
+    return Wording(data.words, train.seed, train.batch, Mix(unsaid=data.unsaid), rows)
 
 
 def _rows(vqa: Path) -> list[Example]:
@@ -125,7 +125,7 @@ def _words_batches(
     time."""
     examples, batch = task_examples(samples, task), settings.train.batch
     order = Order([e.label for e in examples], [False] * len(examples), 0, balance=False)
-    wording = Wording(1.0, 0, batch, Mix())
+    wording = Wording(1.0, 0, batch, Mix(unsaid=settings.data.unsaid))
     collator = Collator(checkpoint, task, examples, order, settings.model.max_length, wording=wording)
     places = [range(first, min(first + batch, len(examples))) for first in range(0, len(examples), batch)]
     return lambda: (collator([{"position": k} for k in part]) for part in places)

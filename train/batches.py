@@ -138,7 +138,8 @@ class Collator:
                 yield row.question, row.answer
             else:
                 example = self._examples[self._order[position][0]]
-                yield self._wording.written(position, example.wafer.dies, example.label)
+                said = self._wording.written(position, example.wafer.dies, example.label)
+                yield said or (example.question, example.answer)
 
     def _shown(self, position: int) -> tuple[DieGrid, Turn]:
         """The dies that are shown at ``position``, and the tokens of what is asked and answered."""
@@ -148,7 +149,8 @@ class Collator:
         if row := self._wording.drawn(position):
             return row.wafer.dies, self._tokens(row.question, row.answer)
         dies = self._dies(position)
-        return dies, self._tokens(*self._wording.written(position, dies, example.label))
+        said = self._wording.written(position, dies, example.label)
+        return dies, self._tokens(*said) if said else self._known(example.question, example.answer)
 
     def _dies(self, position: int) -> DieGrid:
         index, turn = self._order[position]

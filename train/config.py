@@ -73,6 +73,9 @@ class DataSettings:
     words: float = 0.0
     """Share of the batches that ask for words, not for the class: descriptions and questions as in
     `wafervlm data vqa`, answered by what is measured on the dies as they are shown."""
+    unsaid: float = 0.0
+    """Chance that a description leaves out a statement other than share, zone and clock position: so trained,
+    the model says only what it holds to be right with more than 0.5 / (1 - unsaid)."""
     vqa: str = ""
     """Folder that `wafervlm data vqa` wrote: take the words from its rows instead, each map as it is."""
     maps_per_class: int = 0
@@ -90,6 +93,13 @@ class DataSettings:
         require(0 <= self.words < 1, "data.words", self.words, "0 or more and below 1")
         require(
             not self.vqa or self.words > 0, "data.words", self.words, "above 0 where data.vqa names a folder"
+        )
+        require(0 <= self.unsaid < 0.5, "data.unsaid", self.unsaid, "0 or more and below 0.5")
+        require(
+            not (self.vqa and self.unsaid),
+            "data.unsaid",
+            self.unsaid,
+            "0 where data.vqa names a folder: its rows are taken as they are",
         )
         require(self.maps_per_class >= 0, "data.maps_per_class", self.maps_per_class, "0 or more")
         require(self.tune_maps >= 0, "data.tune_maps", self.tune_maps, "0 or more")

@@ -17,8 +17,8 @@ from wafervlm.wafermap import DieGrid
 if TYPE_CHECKING:
     from train.batches import Example
 
-# Of dies (H, W), their label and a generator: question and answer.
-Writer = Callable[[DieGrid, str, np.random.Generator], tuple[str, str]]
+# Of dies (H, W), their label and a generator: question and answer, None where there is nothing to ask.
+Writer = Callable[[DieGrid, str, np.random.Generator], tuple[str, str] | None]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,6 @@ class Wording:
             return None
         return self.rows[int(np.random.default_rng([self.seed, 7, position]).integers(len(self.rows)))]
 
-    def written(self, position: int, dies: DieGrid, label: str) -> tuple[str, str]:
-        """Question and answer about ``dies``."""
+    def written(self, position: int, dies: DieGrid, label: str) -> tuple[str, str] | None:
+        """Question and answer about ``dies``, None where there is nothing to ask in words."""
         return self.write(dies, label, np.random.default_rng([self.seed, 8, position]))

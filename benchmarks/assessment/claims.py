@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.assessment.cases import Case, Cases
+from benchmarks.assessment.rulers import ZONED
 from benchmarks.statistics import Floats, Interval, Ints, ratio_by_lot
 from wafervlm.claims import Checked, Claim, Verdict, extract
 from wafervlm.claims.measured import hours_apart
@@ -153,7 +154,7 @@ def _all(cases: Cases) -> Floats:
 def _zone_right(found: Sequence[Checked]) -> bool:
     said = [
         item for item in found
-        if item.claim.kind == "zone" and item.claim.subject is None and not item.claim.negated
+        if item.claim.kind == "zone" and item.claim.subject in ZONED and not item.claim.negated
     ]  # fmt: skip
     return bool(said) and all(item.supported for item in said)
 

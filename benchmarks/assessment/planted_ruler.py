@@ -155,7 +155,7 @@ def _turned(claim: Claim, planted: Planted, holds: Callable[[int], bool]) -> Tol
 def _there(claim: Claim, planted: Planted) -> Told:
     """Whether the structure that a claim names was planted: one is, so there is no second."""
     match claim.subject:
-        case None:
+        case None | "pattern":
             return True
         case "largest cluster" | "cluster":
             return planted.kind in PLACED

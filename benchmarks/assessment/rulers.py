@@ -9,6 +9,8 @@ from wafervlm.claims import Checked, Claim, check, state
 from wafervlm.geometry import Geometry
 
 RINGS = ("ring", "annulus")
+# A zone is said of the failing dies, or of the pattern.
+ZONED = (None, "pattern")
 
 
 class Ruler(Protocol):
@@ -45,7 +47,7 @@ class Measured:
 
     @property
     def zoned(self) -> bool:
-        return any(claim.kind == "zone" and claim.subject is None for claim in self.statements)
+        return any(claim.kind == "zone" and claim.subject in ZONED for claim in self.statements)
 
     @property
     def ring(self) -> bool:

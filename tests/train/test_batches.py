@@ -16,10 +16,11 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from train.batches import IGNORED, Collator, Example, Order, Pixels, names_direction, tokenize_turn
 from train.loading import Checkpoint, encode, load_checkpoint, load_processor
+from train.wording import Wording
 from wafervlm.errors import DatasetError, TaskError
 from wafervlm.render import RenderSpec, render
 from wafervlm.task import RECIPE_CONTEXT, WAFER_DEFECTS as TASK, Task
-from wafervlm.wafermap import WaferMap
+from wafervlm.wafermap import DieGrid, WaferMap
 
 Pairs = list[tuple[WaferMap, str]]
 
@@ -247,3 +248,23 @@ def test_strong_augmentation_leaves_alone_what_the_order_may_not_turn(
     strong = Collator(checkpoint, tiny_task, examples, order, 4096, strong=4)
     plain = Collator(checkpoint, tiny_task, examples, order, 4096)
     assert torch.equal(strong(rows(12))["pixel_values"], plain(rows(12))["pixel_values"])
+
+
+def test_a_map_without_words_is_asked_for_its_class(
+    checkpoint: Checkpoint, tiny_task: Task, synthetic_wafers: Pairs
+) -> None:
+    examples = examples_of(synthetic_wafers, tiny_task)
+    order = Order([e.label for e in examples], [False] * len(examples), seed=4, balance=True)
+    silent = {examples[order[0][0]].label}
+
+    def write(dies: DieGrid, label: str, _: np.random.Generator) -> tuple[str, str] | None:
+        return None if label in silent else ("What is seen?", "Nothing at all.")
+
+    words = Collator(checkpoint, tiny_task, examples, order, 4096, wording=Wording(1.0, 0, 4, write))
+    plain = Collator(checkpoint, tiny_task, examples, order, 4096)
+    labels = [examples[order[k][0]].label for k in range(12)]
+    assert 0 < sum(label in silent for label in labels) < 12
+    for k, label in enumerate(labels):
+        one, other = words(rows(1, first=k))["input_ids"], plain(rows(1, first=k))["input_ids"]
+        assert torch.equal(one, other) == (label in silent)
+    assert set(plain.answer_tokens()) < set(words.answer_tokens())

@@ -112,6 +112,8 @@ def test_unknown_key_without_a_neighbour_lists_all() -> None:
         ("model.device", "gpu", "one of auto, cpu, cuda"),
         ("model.precision", "bfloat", "did you mean 'bfloat16'"),
         ("data.tune_maps", -1, "0 or more"),
+        ("data.words", 1.0, "below 1"),
+        ("data.unsaid", 0.5, "below 0.5"),
         ("data.augment", True, "one of none, symmetries, strong"),
         ("data.augment", "strongly", "did you mean 'strong'"),
         ("model.max_length", 3, "16 or more"),
@@ -120,6 +122,13 @@ def test_unknown_key_without_a_neighbour_lists_all() -> None:
 def test_wrong_value_is_refused(key: str, value: object, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         settings_from(nested(key, value))
+
+
+def test_rows_of_words_are_taken_whole() -> None:
+    with pytest.raises(ConfigError, match=r"data.unsaid is 0.3; .*0 where data.vqa names a folder"):
+        settings_from({"data": {"vqa": "runs/vqa", "words": 0.5, "unsaid": 0.3}})
+    with pytest.raises(ConfigError, match=r"data.words is 0.0; .*above 0 where data.vqa"):
+        settings_from({"data": {"vqa": "runs/vqa"}})
 
 
 def test_strong_augmentation_is_for_classes_alone() -> None:

@@ -87,9 +87,9 @@ def first_of(*kinds: str, tried: Tried | None = None, without: str = "") -> Answ
 
 
 def main_zone(facts: Facts) -> list[Claim]:
-    """The main zone."""
+    """The main zone, of the failing dies or of the pattern."""
     zone = facts.geometry.main_zone
-    return [] if zone is None else [Claim("zone", zone)]
+    return [] if zone is None else [Claim("zone", zone), Claim("zone", ("pattern", zone))]
 
 
 def quadrants(_: Facts) -> list[Claim]:
@@ -210,8 +210,10 @@ def two_stated(first: Sequence[str], second: Sequence[str]) -> Answerer:
 
 
 def _asked_for(claim: Claim) -> bool:
-    """Whether a claim is about the pattern as a whole, where it is one of place."""
-    return claim.subject is None or claim.kind not in PLACED
+    """Whether a claim is about the pattern as a whole, where it is one of place, and a number where that is
+    asked for."""
+    counted = claim.kind != "clusters" or claim.value != "any"
+    return counted and (claim.subject is None or claim.kind not in PLACED)
 
 
 def _covered(claim: Claim, span: tuple[int, int] | None) -> bool:

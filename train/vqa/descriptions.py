@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 from train.vqa.facts import Facts
 from train.vqa.phrases import Rng, phrase, sentences
+from train.vqa.steady import asked_first, plainly
 from wafervlm.claims import Claim
 from wafervlm.words.question import DESCRIBE_QUESTION
 
@@ -28,9 +29,34 @@ QUESTIONS = {
 }
 
 
-def describe(facts: Facts, rng: Rng, kind: str) -> str:
-    """The description of ``kind``, one of QUESTIONS."""
-    return _WRITERS[kind](facts, rng)
+def describe(facts: Facts, rng: Rng, kind: str, unsaid: float = 0.0) -> str:
+    """The description of ``kind``, one of QUESTIONS. Each statement but share, main zone and main clock
+    position is left out with the chance ``unsaid``, 0 to below 0.5: a model trained on such texts says,
+    greedily, what it holds to be right with more than 0.5 / (1 - ``unsaid``)."""
+    return _WRITERS[kind](facts, _Teller(rng, unsaid))
+
+
+@dataclass(frozen=True, slots=True)
+class _Teller:
+    """Puts claims into words, some left ``unsaid``."""
+
+    rng: Rng
+    unsaid: float
+
+    def __call__(self, claims: Sequence[Claim]) -> str:
+        return sentences(phrase(claim, self.rng) for claim in self.chosen(claims))
+
+    def chosen(self, claims: Sequence[Claim]) -> Sequence[Claim]:
+        """Those that are said: at least one."""
+        if not self.unsaid:
+            return claims
+        drawn = self.rng.random(len(claims)) >= self.unsaid
+        said = [
+            claim
+            for claim, told in zip(claims, drawn, strict=True)
+            if told or claim.kind == "share" or asked_first(claim)
+        ]
+        return said or claims[:1]
 
 
 def spatial_claims(facts: Facts) -> Sequence[Claim]:
@@ -40,30 +66,8 @@ def spatial_claims(facts: Facts) -> Sequence[Claim]:
 
 def shape_claims(facts: Facts) -> Sequence[Claim]:
     """What a description says of the shape of the pattern, figures left out."""
-    told = (_plainly(claim) for claim in facts.morphology if claim.kind not in ASKED_FOR)
+    told = (plainly(claim) for claim in facts.morphology if claim.kind not in ASKED_FOR)
     return list(dict.fromkeys(claim for claim in told if claim is not None))[:MOST_SHAPE]
-
-
-def _plainly(claim: Claim) -> Claim | None:
-    """``claim`` without what a picture does not tell: how many clusters there are, or that there is none, a
-    ring's radius to a twentieth, that a line does not bend."""
-    if claim.kind == "ring" and isinstance(claim.value, tuple):
-        return replace(claim, value=claim.value[0])
-    if claim.kind == "line" and claim.value == "straight":
-        return replace(claim, value="any")
-    if claim.kind == "clusters":
-        return replace(claim, value="any") if claim.value else None
-    return claim
-
-
-def spatial_text(facts: Facts, rng: Rng) -> str:
-    """Where failing dies lie."""
-    return sentences(phrase(claim, rng) for claim in spatial_claims(facts))
-
-
-def shape_text(facts: Facts, rng: Rng) -> str:
-    """What shape they make."""
-    return sentences(phrase(claim, rng) for claim in shape_claims(facts))
 
 
 def causes_text(facts: Facts, most: int | None = None) -> str:
@@ -79,19 +83,19 @@ def because(facts: Facts, text: str) -> str:
     return f"{text}, {NO_PATTERN}." if told else f"{text}."
 
 
-def _full(facts: Facts, rng: Rng) -> str:
+def _full(facts: Facts, tell: _Teller) -> str:
     parts = {
-        SPATIAL: spatial_text(facts, rng),
-        MORPHOLOGY: shape_text(facts, rng),
+        SPATIAL: tell(spatial_claims(facts)),
+        MORPHOLOGY: tell(shape_claims(facts)),
         ROOT_CAUSE: causes_text(facts, MOST_CAUSES),
     }
     return "\n".join(f"{n}. {title}: {text}" for n, (title, text) in enumerate(parts.items(), start=1))
 
 
-def _structured(facts: Facts, _: Rng) -> str:
+def _structured(facts: Facts, tell: _Teller) -> str:
     values = {
-        "spatial": _values(spatial_claims(facts)),
-        "morphology": _values(shape_claims(facts)),
+        "spatial": _values(tell.chosen(spatial_claims(facts))),
+        "morphology": _values(tell.chosen(shape_claims(facts))),
         "root_cause_candidates": [candidate.phrase for candidate in facts.pattern.candidates[:MOST_CAUSES]],
     }
     return json.dumps(values)
@@ -108,9 +112,9 @@ def _values(claims: Sequence[Claim]) -> dict[str, Any]:
     return named
 
 
-_WRITERS: dict[str, Callable[[Facts, Rng], str]] = {
+_WRITERS: dict[str, Callable[[Facts, _Teller], str]] = {
     "full": _full,
-    "spatial only": lambda facts, rng: f"{SPATIAL}: {spatial_text(facts, rng)}",
-    "root cause only": lambda facts, rng: f"{ROOT_CAUSE}: {causes_text(facts)}",
+    "spatial only": lambda facts, tell: f"{SPATIAL}: {tell(spatial_claims(facts))}",
+    "root cause only": lambda facts, _: f"{ROOT_CAUSE}: {causes_text(facts)}",
     "structured": _structured,
 }

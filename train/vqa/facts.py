@@ -41,6 +41,12 @@ class Facts:
         """Whether the pattern has a clock position: by its label, and on the dies."""
         return self.pattern.clock and self.geometry.main_hour is not None
 
+    @property
+    def disputed(self) -> bool:
+        """Whether the dies have a clock position and the label none: on some of these wafers a structure
+        dominates that the label is not about."""
+        return self.geometry.main_hour is not None and not self.pattern.clock
+
     def of_kind(self, *kinds: str) -> tuple[Claim, ...]:
         """The statements of any of ``kinds``."""
         return tuple(claim for claim in self.statements if claim.kind in kinds)

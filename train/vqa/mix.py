@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from train.vqa.causes import Causes
+from train.vqa.facts import facts
 from train.vqa.questions import BANK
-from train.vqa.write import DESCRIPTIONS, KINDS, write
+from train.vqa.write import DESCRIPTIONS, KINDS, answer
 from wafervlm.errors import ConfigError
 from wafervlm.wafermap import DieGrid
 
@@ -25,10 +26,12 @@ DEFAULT_MIX = {
 @dataclass(frozen=True)
 class Mix:
     """Writes a question and its answer of a kind drawn by ``weights`` (kind of train.vqa.write to weight,
-    above 0 in all); as ``write`` otherwise. Raises ConfigError for a kind that is not known."""
+    above 0 in all); as ``write`` otherwise. Descriptions leave ``unsaid`` as ``describe`` does. Raises
+    ConfigError for a kind that is not known."""
 
     weights: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_MIX))
     causes: Causes | None = None
+    unsaid: float = 0.0
 
     def __post_init__(self) -> None:
         for kind, weight in self.weights.items():
@@ -39,9 +42,15 @@ class Mix:
         if not sum(self.weights.values()) > 0:
             raise ConfigError("all kinds of questions have the weight 0; give one a weight above it")
 
-    def __call__(self, dies: DieGrid, label: str, rng: np.random.Generator) -> tuple[str, str]:
-        """The question and the answer about ``dies`` (H, W) uint8 of a wafer said to show ``label``."""
+    def __call__(self, dies: DieGrid, label: str, rng: np.random.Generator) -> tuple[str, str] | None:
+        """The question and the answer about ``dies`` (H, W) uint8 of a wafer said to show ``label``. None
+        where label and dies disagree whether the pattern has a place: of two wafers that look alike one would
+        be given a clock position and one not, and what depends on the label alone cannot be seen."""
         names = list(self.weights)
         shares = np.array([self.weights[name] for name in names], dtype=np.float64)
         kind = names[int(rng.choice(len(names), p=shares / shares.sum()))]
-        return write(dies, label, rng, kind, self.causes)
+        found = facts(dies, label, self.causes)
+        if found.disputed:
+            return None
+        told = answer(found, rng, kind, self.unsaid) or answer(found, rng, "full", self.unsaid)
+        return None if told is None else (told.question, told.text)

@@ -7,6 +7,7 @@ does not tell such a die, and a model that is taught such statements learns to g
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,20 +26,45 @@ _SEED = 5
 
 def steady(claims: Sequence[Claim], dies: DieGrid) -> tuple[Claim, ...]:
     """Those of ``claims`` that ``dies`` (H, W) uint8 still bear out when some of them change at random, with
-    all figures and main places, in the same order. The same dies always change in the same way. Of claims
-    about the shape the first stays where none would."""
+    all figures and main places, in the same order; of the others what ``plainly`` leaves, where that is
+    borne out. The same dies always change in the same way. Of claims about the shape the first stays where
+    none would."""
+    wanted = dict.fromkeys([*claims, *(plain for claim in claims if (plain := plainly(claim)) is not None)])
     hanging: set[Claim] = set()
     for altered in _altered(dies):
-        tried = [claim for claim in claims if not _stays(claim) and claim not in hanging]
+        tried = [claim for claim in wanted if not _stays(claim) and claim not in hanging]
         hanging |= {item.claim for item in check(tried, measure(altered)) if not item.supported}
-    shapes = [claim for claim in claims if claim.dimension == "morphology" and claim.kind not in FIGURES]
-    if shapes and hanging.issuperset(shapes):
-        hanging.discard(shapes[0])
-    return tuple(claim for claim in claims if claim not in hanging)
+    told = [claim if claim not in hanging else plainly(claim) for claim in claims]
+    kept = tuple(dict.fromkeys(claim for claim in told if claim is not None and claim not in hanging))
+    if any(_shapes(claim) for claim in kept):
+        return kept
+    first = next((claim for claim in claims if _shapes(claim)), None)
+    return tuple(claim for claim in claims if claim in kept or claim is first)
+
+
+def plainly(claim: Claim) -> Claim | None:
+    """``claim`` without what a picture does not tell: how many clusters there are, or that there is none, a
+    ring's radius to a twentieth, that a line does not bend. The claim itself where there is no such thing."""
+    if claim.kind == "ring" and isinstance(claim.value, tuple):
+        return replace(claim, value=claim.value[0])
+    if claim.kind == "line" and claim.value == "straight":
+        return replace(claim, value="any")
+    if claim.kind == "clusters":
+        return replace(claim, value="any") if claim.value else None
+    return claim
+
+
+def _shapes(claim: Claim) -> bool:
+    return claim.dimension == "morphology" and claim.kind not in FIGURES
+
+
+def asked_first(claim: Claim) -> bool:
+    """Whether it is the main zone or clock position."""
+    return claim.kind in ASKED_FIRST and claim.subject in (None, "pattern")
 
 
 def _stays(claim: Claim) -> bool:
-    return claim.kind in FIGURES or (claim.kind in ASKED_FIRST and claim.subject is None)
+    return claim.kind in FIGURES or asked_first(claim)
 
 
 def _altered(dies: DieGrid) -> Iterator[DieGrid]:

@@ -35,11 +35,11 @@ def write(
     return found.question, found.text
 
 
-def answer(found: Facts, rng: np.random.Generator, kind: str) -> Answer | None:
+def answer(found: Facts, rng: np.random.Generator, kind: str, unsaid: float = 0.0) -> Answer | None:
     """As ``write``, of a wafer measured before, with the phrases for a rubric; None where the dies give no
-    answer to this kind of question."""
+    answer to this kind of question. Descriptions leave ``unsaid`` as ``describe`` does."""
     if kind in QUESTIONS:
-        return Answer(QUESTIONS[kind], describe(found, rng, kind))
+        return Answer(QUESTIONS[kind], describe(found, rng, kind, unsaid))
     if kind not in BANK:
         raise UsageError(f"kind {kind!r} of question is not known; known are {', '.join(KINDS)}")
     question = BANK[kind]

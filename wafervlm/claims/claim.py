@@ -20,7 +20,7 @@ KINDS = (*SPATIAL, *MORPHOLOGY)
 
 # Structures that a claim about a place can be about; without one it is about the dominating structure.
 CLUSTERS = ("largest cluster", "second cluster", "third cluster")
-SUBJECTS = (*CLUSTERS, "cluster", "line", "ring", "gap")
+SUBJECTS = (*CLUSTERS, "cluster", "line", "ring", "gap", "pattern")
 
 
 class Verdict(Enum):
@@ -37,7 +37,8 @@ class Claim:
     found in; two claims are equal where they claim the same, wherever they stand.
 
     A value of a place or a figure may name its structure, as ``("second cluster", 5)``: one of ``SUBJECTS``,
-    where ``cluster`` is any of the larger ones; without a name it is that of the dominating structure.
+    where ``cluster`` is any of the larger ones; without a name it is that of the dominating structure. A zone
+    without a name is that in which failing dies mostly lie; ("pattern", "edge") is that of the structure.
 
     | kind       | values                                                                       |
     |------------|------------------------------------------------------------------------------|

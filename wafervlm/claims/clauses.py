@@ -60,6 +60,8 @@ _LIST_GOES_ON = re.compile(
 
 # "a cluster of 40 failing dies at ..." is about the cluster.
 _ITS_DIES = rf"(?: (?:of|with|has|holds|containing) {ABOUT}(?:{NUMBER} )?(?:failing |failed |bad )?{DIES}\b)?"
+# "the pattern lies at the edge" is about the structure; that it is dense there, about the failing dies.
+_LIES = r"(?:lies|sits|is|does not lie|does not sit|is not) (?:in|at|near|on|within)\b"
 _SUBJECT = re.compile(
     rf"\b(?:(?P<third>third {ADJECTIVES}*(?:largest )?{ADJECTIVES}*{CLUSTER}\b){_ITS_DIES}"
     rf"|(?P<second>(?:second|next)[ -](?:largest )?{ADJECTIVES}*{CLUSTER}\b){_ITS_DIES}"
@@ -68,9 +70,16 @@ _SUBJECT = re.compile(
     rf"|(?P<cluster>(?:{CLUSTERS}|{CLUSTER})\b){_ITS_DIES}"
     rf"|(?P<gap>(?:gap|opening|break|open at|opens|interrupted|broken at)\b)"
     rf"|(?P<line>{LINE}\b)|(?P<ring>{RING}\b)"
+    rf"|(?P<pattern>pattern (?={_LIES}))"
     rf"|(?P<other>(?<!of )(?<!of the )\b{FAILURES}|\bpattern\b|\b{ARC}\b|\bmost (?:of|dies)|\b(?:it|they)\b))"
 )
-_NAMES = {"third": "third cluster", "second": "second cluster", "largest": "largest cluster", "other": None}
+_NAMES = {
+    "third": "third cluster",
+    "second": "second cluster",
+    "largest": "largest cluster",
+    "pattern": None,
+    "other": None,
+}
 
 _CAUSES = re.compile(
     r"\b(?:root[ -]causes?|candidates?|caus(?:e|es|ed|ing)|due to|owing to|attribut\w+|results? (?:of|from)|"
@@ -184,20 +193,24 @@ class Text:
     def subject(self, start: int) -> str | None:
         """The structure that a phrase at ``start`` is about: the last one named before it in its sentence,
         else the first that its clause goes on to name; None for the dominating one."""
+        group = self._subject(start)
+        return _NAMES.get(group, group) if group else None
+
+    def of_pattern(self, start: int) -> bool:
+        """Whether that is the dominating structure by its name, "the pattern"."""
+        return self._subject(start) == "pattern"
+
+    def _subject(self, start: int) -> str | None:
         if not self._subjects:
             return None
         found = bisect_right(self._subjects, (start, len(self.low) + 1, "")) - 1
         if found >= 0:
-            return _name(self._subjects[found][2])
+            return self._subjects[found][2]
         _, end = self.clause(start)
         after = found + 1
         if after < len(self._subjects) and self._subjects[after][0] < end:
-            return _name(self._subjects[after][2])
+            return self._subjects[after][2]
         return None
-
-
-def _name(group: str | None) -> str | None:
-    return _NAMES.get(group, group) if group else None
 
 
 def _around(ends: list[int], at: int) -> tuple[int, int]:

@@ -207,7 +207,7 @@ def _side(m: Match, text: Text) -> Iterator[Found]:
     side = {"upper": "top", "lower": "bottom"}.get(words, words)
     yield found(m, "side", about(text, m.start(), side, ("ring", "gap")))
     if re.search(r"\b(?:edge|rim|border|boundary|periphery)$", m.group()):
-        yield found(m, "zone", about(text, m.start(), "edge", ("gap",)))
+        yield found(m, "zone", _in_zone(m, text, "edge"))
 
 
 _ZONES = re.compile(
@@ -222,7 +222,12 @@ _ZONES = re.compile(
 
 def _zone(m: Match, text: Text) -> Iterator[Found]:
     where = "center" if m["center"] or m["core"] else "edge" if m["edge"] else "middle"
-    yield found(m, "zone", about(text, m.start(), where, ("gap",)))
+    yield found(m, "zone", _in_zone(m, text, where))
+
+
+def _in_zone(m: Match, text: Text, where: str) -> Value:
+    value = about(text, m.start(), where, ("gap",))
+    return ("pattern", where) if value == where and text.of_pattern(m.start()) else value
 
 
 SHARES = (

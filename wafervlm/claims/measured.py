@@ -50,7 +50,7 @@ def counted_clusters(geometry: Geometry) -> tuple[Cluster, ...]:
 
 def named(subject: str | None, geometry: Geometry) -> list[Cluster | Line | Ring]:
     """The structures that a claim may be about: one, or for ``cluster`` and ``line`` any of them."""
-    if subject is None:
+    if subject in (None, "pattern"):
         return [geometry.main] if geometry.main is not None else []
     if subject in CLUSTERS:
         at = CLUSTERS.index(subject)
@@ -66,7 +66,8 @@ def missing(subject: str | None, geometry: Geometry) -> Found:
         return untold(f"more than {LISTED} clusters are not listed")
     if subject in CLUSTERS or subject == "cluster":
         return judged(False, f"{count(len(geometry.clusters), 'cluster')} found")
-    return judged(False, f"no {subject or 'structure'} is found")
+    what = "structure" if subject in (None, "pattern") else subject
+    return judged(False, f"no {what} is found")
 
 
 def joined(parts: list[Dies]) -> Dies | None:

@@ -14,6 +14,7 @@ WORDINGS = 3
 _HOLDERS: dict[str | None, str] = {
     **{name: f"the {name}" for name in (*CLUSTERS, "line", "ring", "gap")},
     "cluster": "one of the clusters",
+    "pattern": "the pattern",
     None: "the pattern",
 }
 # Each with the first as the one that is used most.

@@ -43,7 +43,7 @@ def _statements(g: Geometry) -> Iterator[Claim]:
         yield from _of_nothing(g)
         return
     if g.main_zone is not None:
-        yield _claim("zone", g.main_zone)
+        yield _claim("zone", g.main_zone if g.zone_stands_out else ("pattern", g.main_zone))
     yield from _places(g)
     yield from _structures(g)
     yield _claim("background", "few" if g.background <= FEW else "some" if g.background <= SOME else "many")

@@ -71,6 +71,8 @@ def test_what_is_worth_saying_is_true_and_its_opposite_false(kind: str) -> None:
         ("The line lies at 5 o'clock.", Verdict.CONTRADICTED),
         ("The failing dies lie mostly in the edge zone.", Verdict.SUPPORTED),
         ("The failing dies lie mostly in the middle zone.", Verdict.CONTRADICTED),
+        ("The pattern lies in the edge zone.", Verdict.SUPPORTED),
+        ("The pattern lies in the center zone.", Verdict.CONTRADICTED),
         ("The center zone is clear.", Verdict.SUPPORTED),
         ("The pattern lies in the lower right quadrant.", Verdict.SUPPORTED),
         ("The pattern lies in the upper left quadrant.", Verdict.CONTRADICTED),

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from tests.wafervlm.claims.drawing import DRAWN
 from train.vqa.causes import default_causes
 from train.vqa.descriptions import QUESTIONS
 from train.vqa.facts import facts
@@ -171,17 +172,37 @@ def test_rewarded_phrases_are_in_the_reference_and_the_avoided_are_not(wafers: W
     assert rewarded > 8 * len(wafers)
 
 
-def test_a_mix_draws_kinds_by_their_weights(wafers: Wafers) -> None:
-    wafer, label = wafers[0]
+def asked(mix: Mix, wafer: WaferMap, label: str, *seed: int) -> tuple[str, str]:
+    told = mix(wafer.dies, label, rng(*seed))
+    assert told is not None
+    return told
+
+
+def test_a_mix_draws_kinds_by_their_weights() -> None:
+    wafer, label = WaferMap(DRAWN["spot"]), "Loc"
     mix = Mix({"full": 3.0, "share": 1.0})
-    asked = Counter(mix(wafer.dies, label, rng(turn))[0] == DESCRIBE_QUESTION for turn in range(200))
-    assert 0.65 < asked[True] / 200 < 0.85
+    drawn = Counter(asked(mix, wafer, label, turn)[0] == DESCRIBE_QUESTION for turn in range(200))
+    assert 0.65 < drawn[True] / 200 < 0.85
     with pytest.raises(ConfigError, match="'fully' of question is not known"):
         Mix({"fully": 1.0})
     with pytest.raises(ConfigError, match="weight 0"):
         Mix({"full": 0.0})
     with pytest.raises(ConfigError, match="0 or more"):
         Mix({"full": float("nan")})
+
+
+def test_a_mix_leaves_statements_unsaid() -> None:
+    wafer = WaferMap(DRAWN["spot"])
+    whole, part = (Mix({"full": 1.0}, unsaid=unsaid) for unsaid in (0.0, 0.3))
+    counts = [len(extract(asked(part, wafer, "Loc", turn)[1])) for turn in range(40)]
+    assert min(counts) < max(counts) == len(extract(asked(whole, wafer, "Loc")[1]))
+
+
+def test_where_label_and_dies_disagree_on_a_place_a_mix_asks_nothing() -> None:
+    spot, ring, mix = DRAWN["spot"], DRAWN["ring"], Mix()
+    assert facts(spot, "none").disputed and mix(spot, "none", rng()) is None
+    for dies, label in ((spot, "Loc"), (ring, "Edge-Ring"), (ring, "Edge-Loc")):
+        assert not facts(dies, label).disputed and mix(dies, label, rng()) is not None
 
 
 def test_what_is_not_known_is_refused(wafers: Wafers) -> None:

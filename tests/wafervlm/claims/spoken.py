@@ -30,7 +30,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
         st.tuples(st.sampled_from(["above", "below"]), PERCENT),
     ),
     "count": st.integers(1, 9999),
-    "zone": about(*CLUSTERS, "cluster", "line", "ring")(ZONES),
+    "zone": about(*CLUSTERS, "cluster", "line", "ring", "pattern")(ZONES),
     "clear": ZONES,
     "clock": about(*CLUSTERS, "cluster", "line", "gap")(HOURS),
     "span": about(*CLUSTERS, "cluster")(st.tuples(HOURS, HOURS)),

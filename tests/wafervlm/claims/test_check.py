@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tests.wafervlm.claims.drawing import DRAWN, MEASURED, spot, wafer
-from wafervlm.claims import KINDS, Claim, Verdict, check, extract
+from wafervlm.claims import KINDS, Claim, Verdict, check, extract, state
 from wafervlm.claims.check import _CHECKS
+from wafervlm.claims.check_places import NEAR_CONTRAST, NEARLY_OUT
 from wafervlm.geometry import ZONES, measure
+from wafervlm.geometry.summary import STANDS_OUT
 from wafervlm.wafermap import FAIL
 
 YES, NO, OPEN = Verdict.SUPPORTED, Verdict.CONTRADICTED, Verdict.UNTOLD
@@ -143,6 +146,20 @@ def test_share_within_two_points(said: int, verdict: Verdict) -> None:
 def test_where_no_zone_stands_out_the_pattern_has_its_zone() -> None:
     geometry = measure(wafer(spot(6, 0.5, 0.15), 0.15))
     assert not geometry.zone_stands_out and geometry.main is not None
-    found = check([Claim("zone", zone) for zone in ZONES], geometry)
+    found = check([Claim("zone", ("pattern", zone)) for zone in ZONES], geometry)
     assert [item.supported for item in found] == [False, True, False]
-    assert found[1].why == "the pattern is in the middle zone" and found[1].dies is geometry.main.dies
+    assert found[1].why == "the pattern lies in the middle zone"
+    assert found[1].dies is not None and len(found[1].dies) == geometry.main.size
+    assert Claim("zone", ("pattern", "middle")) in state(geometry)
+
+
+@pytest.mark.parametrize(("highest", "holds"), [(1.24, True), (1.13, True), (1.12, False)])
+def test_a_zone_that_nearly_stands_out_does_to_a_reader(highest: float, holds: bool) -> None:
+    assert pytest.approx(NEAR_CONTRAST * STANDS_OUT) == NEARLY_OUT
+    contrast = np.array([0.9, 1.0, highest])
+    spot = replace(MEASURED["spot"], contrast=contrast, zone_stands_out=False)
+    claims = [Claim("zone", "edge"), Claim("zone", "center")]
+    assert [item.supported for item in check(claims, spot)] == [holds, False]
+    # Without a structure the failing dies may lie there by chance.
+    none = replace(MEASURED["none"], contrast=contrast, zone_stands_out=False)
+    assert not any(item.supported for item in check(claims, none))
