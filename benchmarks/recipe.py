@@ -17,9 +17,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from calibrate.stage import CalibrateSettings
-from train.config import DataSettings, LoraSettings, ModelSettings, TrainSettings, leaves, settings_of
+from train.config import DataSettings, LoraSettings, ModelSettings, TrainSettings
 from train.loading import CONFIG
 from train.merge import MergeSettings
+from train.settings_file import leaves, settings_of
 from wafervlm import workshop
 from wafervlm.errors import CheckpointError, ConfigError, UsageError, WaferVLMError
 from wafervlm.manifest import Vision

@@ -40,8 +40,9 @@ def _explain(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     """Print every setting with its default and its help."""
     if not wanted or ctx.resilient_parsing:
         return
-    from train.config import Settings, leaves
+    from train.config import Settings
     from train.rl.settings import RlSettings
+    from train.settings_file import leaves
 
     for key, default, text in leaves(Settings):
         click.echo(f"{key} = {_toml(default)}\n    {text}")
@@ -104,7 +105,8 @@ def train(
       wafervlm train --config train/nano/rl.toml -b base -a runs/adapter -d runs/vqa -o runs/rl
     """
     _stay_offline()
-    from train.config import flat_dict, read_settings, read_table
+    from train.config import flat_dict, read_settings
+    from train.settings_file import read_table
 
     if (settings_file is None) == (config is None):
         raise UsageError(

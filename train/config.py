@@ -6,35 +6,19 @@ keys of the Cosmos recipe's own ``sft.toml`` are understood too (``train.cosmos_
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import difflib
-import functools
-import inspect
-import itertools
-import math
-import textwrap
-import tomllib
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from train.cosmos_toml import RECIPE_KEYS, translate
+from train.settings_file import build, flatten, leaves, nearest, parse_override, read_table, require
 from wafervlm.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Augment = Literal["none", "symmetries", "strong"]
-T = TypeVar("T")
-
-
-def require(holds: bool, key: str, value: object, rule: str) -> None:
-    """Raise a ConfigError that says what the setting ``key`` is and what it must be, unless ``holds``."""
-    if not holds:
-        raise ConfigError(f"{key} is {value!r}; it must be {rule}")
 
 
 @dataclass(frozen=True)
@@ -197,79 +181,23 @@ def read_settings(
     Raises ConfigError.
     """
     table = read_table(path)
-    parsed = dict(_parse_override(text) for text in overrides)
+    parsed = dict(parse_override(text) for text in overrides)
     return settings_from(table, str(path), {**parsed, **(values or {})})
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    """The tables of the TOML file ``path``. Raises ConfigError where it cannot be read."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the settings file {path}: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"the settings file {path} is not valid TOML: {error}") from None
 
 
 def settings_from(
     table: Mapping[str, Any], where: str = "the settings", overrides: Mapping[str, Any] | None = None
 ) -> tuple[Settings, list[str]]:
     """As ``read_settings``, from a table of tables that comes from ``where``. Raises ConfigError."""
-    flat, over = dict(_flatten(table)), dict(overrides or {})
+    flat, over = dict(flatten(table)), dict(overrides or {})
     known = {key for key, _, _ in leaves(Settings)}
     for key in [*flat, *over]:
         if key not in known and key not in RECIPE_KEYS:
             raise ConfigError(
-                f"unknown key {key!r} in {where}; {_nearest(key, sorted({*known, *RECIPE_KEYS}))}"
+                f"unknown key {key!r} in {where}; {nearest(key, sorted({*known, *RECIPE_KEYS}))}"
             )
     own, notes = translate({**flat, **{key: over[key] for key in over if key in RECIPE_KEYS}}, known)
-    return _build(Settings, {**own, **{key: over[key] for key in over if key in known}}), notes
-
-
-def settings_of(
-    cls: type[T], path: Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
-) -> T:
-    """Read the TOML file ``path`` into any settings class ``cls`` of nested dataclasses; ``overrides`` and
-    ``values`` win as in ``read_settings``.
-
-    Raises ConfigError for an unknown key, with the nearest known one, a wrong type and a wrong value.
-    """
-    over = {**dict(_parse_override(text) for text in overrides), **(values or {})}
-    flat = {**dict(_flatten(read_table(path))), **over}
-    known = [key for key, _, _ in leaves(cls)]
-    for key in flat:
-        if key not in known:
-            raise ConfigError(f"unknown key {key!r} in {path}; {_nearest(key, sorted(known))}")
-    return _build(cls, flat)
-
-
-def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Yield (dotted key, default, help) of every setting of a settings class, in order."""
-    texts = field_help(cls)
-    for f, kind in _fields(cls):
-        if dataclasses.is_dataclass(kind):
-            yield from leaves(typing.cast(type, kind), f"{prefix}{f.name}.")
-        else:
-            yield prefix + f.name, f.default, texts.get(f.name, "")
-
-
-@functools.cache
-def field_help(cls: type) -> dict[str, str]:
-    """The text that stands under each field of a dataclass, by field name, on one line."""
-    (body,) = (
-        node.body
-        for node in ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-        if isinstance(node, ast.ClassDef)
-    )
-    return {
-        target.target.id: " ".join(text.value.value.split())
-        for target, text in itertools.pairwise(body)
-        if isinstance(target, ast.AnnAssign)
-        and isinstance(target.target, ast.Name)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-        and isinstance(text.value.value, str)
-    }
+    return build(Settings, {**own, **{key: over[key] for key in over if key in known}}), notes
 
 
 def to_dict(settings: Settings) -> dict[str, Any]:
@@ -279,69 +207,4 @@ def to_dict(settings: Settings) -> dict[str, Any]:
 
 def flat_dict(settings: Settings) -> dict[str, Any]:
     """Dotted key to value, in order."""
-    return dict(_flatten(to_dict(settings)))
-
-
-def _fields(cls: type) -> list[tuple[dataclasses.Field[Any], Any]]:
-    hints = typing.get_type_hints(cls)
-    return [(f, hints[f.name]) for f in dataclasses.fields(cls)]
-
-
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _parse_override(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(f"{text!r} is not key=value, as in train.batch=16")
-    try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        # A bare word is text, as people write it on a command line.
-        return key.strip(), value.strip()
-
-
-def _nearest(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not near:
-        tails = {name.rpartition(".")[2]: name for name in known}
-        close = difflib.get_close_matches(key.rpartition(".")[2], list(tails), n=1, cutoff=0.6)
-        near = [tails[name] for name in close]
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-
-
-def _build(cls: type[T], flat: Mapping[str, Any], prefix: str = "") -> T:
-    values: dict[str, Any] = {}
-    for f, kind in _fields(cls):
-        key = prefix + f.name
-        if dataclasses.is_dataclass(kind):
-            values[f.name] = _build(typing.cast(type, kind), flat, key + ".")
-        elif key in flat:
-            values[f.name] = _converted(key, flat[key], kind)
-    return cls(**values)
-
-
-def _converted(key: str, value: Any, kind: Any) -> Any:
-    if isinstance(kind, types.UnionType):
-        # TOML has no null: a setting that may be None is left out for it.
-        (kind,) = (each for each in typing.get_args(kind) if each is not types.NoneType)
-    if typing.get_origin(kind) is Literal:
-        choices = typing.get_args(kind)
-        if value not in choices:
-            near = difflib.get_close_matches(str(value), choices, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{key} is {value!r}; it must be one of {', '.join(choices)}{hint}")
-        return value
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind is float and type(value) is float and not math.isfinite(value):
-        raise ConfigError(f"{key} is {value}; it must be a finite number")
-    if type(value) is not kind:
-        wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
-        raise ConfigError(f"{key} is {value!r}; it must be {wanted}")
-    return value
+    return dict(flatten(to_dict(settings)))

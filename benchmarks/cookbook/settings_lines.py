@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.config import flat_dict, read_settings, read_table
+from train.config import flat_dict, read_settings
 from train.rl.settings import flat_settings, read_rl_settings
+from train.settings_file import read_table
 
 _TRAIN = Path(__file__).resolve().parents[2] / "train"
 

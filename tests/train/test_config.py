@@ -13,13 +13,12 @@ from train.config import (
     LoraSettings,
     Settings,
     TrainSettings,
-    field_help,
     flat_dict,
-    leaves,
     read_settings,
     settings_from,
     to_dict,
 )
+from train.settings_file import field_help, leaves
 from wafervlm.errors import ConfigError
 
 RECIPE = """

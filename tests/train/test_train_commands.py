@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 
 from train.build import BuildConfig, build_dataset
 from train.commands import data, merge, settled_device, train
-from train.config import Settings, leaves, read_settings
+from train.config import Settings, read_settings
+from train.settings_file import leaves
 from wafervlm.cli import main
 from wafervlm.errors import ConfigError, ProviderError
 from wafervlm.task import Task

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from train.config import LoraSettings, ModelSettings, require, settings_of
+from train.config import LoraSettings, ModelSettings
+from train.settings_file import require, settings_of
 from wafervlm.errors import ConfigError
 
 Dimension = Literal["all", "spatial", "morphology", "root_cause"]

@@ -8,11 +8,11 @@ from click.testing import CliRunner
 
 from tests.train.rl.toy import BRIEF
 from train.commands import train
-from train.config import leaves
 from train.rl.assembly import read_course
 from train.rl.gspo import settled
 from train.rl.plan import plan
 from train.rl.settings import RlSettings, read_rl_settings
+from train.settings_file import leaves
 from wafervlm.errors import ConfigError, UsageError
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.train.rl.toy import brief
-from train.config import LoraSettings, ModelSettings, leaves
+from train.config import LoraSettings, ModelSettings
 from train.rl.settings import (
     GspoSettings,
     RewardSettings,
@@ -16,6 +16,7 @@ from train.rl.settings import (
     flat_settings,
     read_rl_settings,
 )
+from train.settings_file import leaves
 from wafervlm.errors import ConfigError
 
 
