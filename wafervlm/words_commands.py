@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wafervlm import console
+from wafervlm.errors import UsageError
 from wafervlm.options import (
     bins_option,
     bundle_option,
@@ -116,6 +117,8 @@ def describe(
     from wafervlm.picture_file import check_picture_file, save_picture
 
     if plot is not None:
+        if not check:
+            raise UsageError("--plot shows the dies that bear out what is said: leave --no-check away")
         check_picture_file(plot, [path])
     codes = None if bins is None else read_bins(bins)
     with load_for_words(

@@ -175,6 +175,15 @@ def test_more_threads_than_cores_are_refused(
         assert model.runtime == "onnx"
 
 
+def test_a_picture_of_what_is_not_checked_is_refused_at_once(
+    maps: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    picture = tmp_path / "described.png"
+    assert run("describe", maps / "a.npy", "--no-check", "--plot", picture) == 2
+    shown = capsys.readouterr()
+    assert "leave --no-check away" in shown.err and not shown.out and not picture.exists()
+
+
 def test_a_file_that_may_not_grow_is_told_with_what_to_do(
     toy_bundle: Path, maps: Path, tmp_path: Path
 ) -> None:

@@ -55,7 +55,7 @@ def claims_answer(facts: Facts, question: str, claims: Sequence[Claim], rng: Rng
     # What contradicts the answer comes first, then what contradicts anything else that is true there.
     others = [claim for claim in facts.statements if claim.dimension in asked and claim not in claims]
     wrong = contradicted(facts, (*claims, *others))
-    wrong += CLOCKS if "spatial" in asked and not facts.placed else []
+    wrong += CLOCKS if "spatial" in asked and facts.placeless else []
     return Answer(question, text, wanted, apart(wanted, wrong, text))
 
 
@@ -79,7 +79,7 @@ def first_of(*kinds: str, tried: Tried | None = None, without: str = "") -> Answ
         found = claims[0] if claims else _borne_out(facts, tried)
         if found is not None:
             return claims_answer(facts, question, [found], rng)
-        if not without or (facts.placed and NO_CLOCK in without):
+        if not without or (NO_CLOCK in without and not facts.placeless):
             return None
         return _without(question, without)
 

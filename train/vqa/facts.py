@@ -37,15 +37,15 @@ class Facts:
         return tuple(claim for claim in self.statements if claim.dimension == "morphology")
 
     @property
-    def placed(self) -> bool:
-        """Whether the pattern has a clock position: by its label, and on the dies."""
-        return self.pattern.clock and self.geometry.main_hour is not None
+    def placeless(self) -> bool:
+        """Whether the dies have no clock position, so that there is none may be said."""
+        return self.geometry.main_hour is None
 
     @property
     def disputed(self) -> bool:
-        """Whether the dies have a clock position and the label none: on some of these wafers a structure
-        dominates that the label is not about."""
-        return self.geometry.main_hour is not None and not self.pattern.clock
+        """Whether the dies have a clock position and the label is of a pattern without one: a structure
+        dominates that the label is not about. Its position is neither said nor denied."""
+        return not self.placeless and not self.pattern.clock
 
     def of_kind(self, *kinds: str) -> tuple[Claim, ...]:
         """The statements of any of ``kinds``."""

@@ -91,7 +91,7 @@ def _spatial(facts: Facts) -> SpatialRubric:
         distribution="; ".join(say(claim, 0) for claim in claims),
         clock_position=clock,
         coordinates_hint=_key(facts.statements, "quadrant") or _key(facts.statements, "side"),
-        spatial_avoid=apart(right, [*wrong, *([] if facts.placed else CLOCKS)], told),
+        spatial_avoid=apart(right, [*wrong, *(CLOCKS if facts.placeless else [])], told),
     )
 
 

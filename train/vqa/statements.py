@@ -27,7 +27,7 @@ def false_statement(facts: Facts, rng: Rng, kinds: frozenset[str]) -> tuple[Clai
     """A claim that the dies contradict, in words that tell no class, and the true claim it was made from,
     None for a clock position of a pattern that has none; None without one."""
     sources: list[Claim | None] = [claim for claim in facts.statements if claim.kind in kinds]
-    if "clock" in kinds and not facts.placed:
+    if "clock" in kinds and facts.placeless:
         sources.append(None)
     for source in _shuffled(sources, rng):
         claims = [Claim("clock", int(rng.integers(1, 13)))] if source is None else altered(source)

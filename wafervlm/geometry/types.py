@@ -26,6 +26,8 @@ Pattern = Literal[
 ]
 
 ZONES: tuple[Zone, ...] = ("center", "middle", "edge")
+# Radii between the zones, the rim's being 1. Of the wafer's area the zones have 12, 40 and 48 percent, which
+# is why their shares are told as contrasts; zones of equal areas would meet at 0.577 and 0.816.
 ZONE_RADII = (0.35, 0.72)
 QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
 PATTERNS: tuple[Pattern, ...] = (

@@ -13,6 +13,7 @@ from train.vqa.descriptions import QUESTIONS
 from train.vqa.facts import facts
 from train.vqa.mix import Mix
 from train.vqa.questions import BANK
+from train.vqa.rubrics import rubric
 from train.vqa.write import DESCRIPTIONS, KINDS, answer, write
 from wafervlm.claims import check, extract
 from wafervlm.errors import ConfigError, UsageError
@@ -196,6 +197,18 @@ def test_a_mix_leaves_statements_unsaid() -> None:
     whole, part = (Mix({"full": 1.0}, unsaid=unsaid) for unsaid in (0.0, 0.3))
     counts = [len(extract(asked(part, wafer, "Loc", turn)[1])) for turn in range(40)]
     assert min(counts) < max(counts) == len(extract(asked(whole, wafer, "Loc")[1]))
+
+
+def test_where_label_and_dies_disagree_on_a_place_it_is_neither_said_nor_denied() -> None:
+    found = facts(DRAWN["spot"], "none")
+    assert found.disputed and not found.of_kind("clock", "span", "quadrant", "side")
+    for kind in KINDS:
+        for turn in range(20):
+            told = answer(found, rng(turn), kind)
+            told_of = "" if told is None else f"{told.question} {told.text} {told.must_hit} {told.must_avoid}"
+            assert "clock" not in told_of.replace(BANK["clock"].wordings[0], ""), (kind, told_of)
+    judged = rubric(found, rng(0)).spatial_rubric
+    assert not any("clock" in phrase for phrase in judged.spatial_avoid) and not judged.clock_position
 
 
 def test_where_label_and_dies_disagree_on_a_place_a_mix_asks_nothing() -> None:
