@@ -108,7 +108,7 @@ def benchmark(subjects: tuple[str, ...], out: Path, as_json: bool, **options: An
     # Before transformers is imported: nothing is looked up, and tokenizers start no threads.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from benchmarks.assessment.stage import HTML, assess_words
+    from benchmarks.assessment.stage import HTML, assess_words, require_judged
     from benchmarks.assessment.subjects import Subject
     from benchmarks.assessment.tables import headline
 
@@ -127,6 +127,7 @@ def benchmark(subjects: tuple[str, ...], out: Path, as_json: bool, **options: An
         for line in summary.lines:
             click.echo(line)
     console.json_line({"report": str(out / HTML), **summary.values})
+    require_judged(config, out, report)
     console.next_command("open", out / HTML)
 
 

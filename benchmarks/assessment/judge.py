@@ -12,7 +12,6 @@ import json
 import math
 import re
 import string
-import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from train.progress import Progress
-from train.vqa.endpoint import Endpoint, NoReply, Reply
-from train.vqa.rewrite import GIVE_UP
+from train.vqa.endpoint import CircuitBreaker, Endpoint, Reply, Unanswered
 from train.vqa.rows import DIMENSIONS
 
 PROMPTS = tuple(sorted(Path(__file__).with_name("prompts").glob("judge_*.txt")))
@@ -52,14 +50,15 @@ class Request:
 
 @dataclass
 class Judgements:
-    """The readings by prompt, subject and place; what was left out, by reason; first letters' scores; what
-    was paid for in this run."""
+    """The readings by prompt, subject and place; what was left out, by reason; first letters' scores; how
+    many requests are ``missing`` a reply that they may have later; what was paid for in this run."""
 
     readings: dict[tuple[str, str, int], list[Reading]] = field(default_factory=dict)
     kept: int = 0
     excluded: Counter[str] = field(default_factory=Counter)
     by_letter: dict[str, list[float]] = field(default_factory=dict)
     requests: int = 0
+    missing: int = 0
     from_cache: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -98,11 +97,11 @@ def requests(
 
 
 def read_judgements(endpoint: Endpoint, asked: Sequence[Request], workers: int) -> Judgements:
-    """Ask for all readings. An endpoint that is down is no error: the rest is counted as not asked. Raises
+    """Ask for all readings. An endpoint that is down is no error: the rest is counted as missing. Raises
     ProviderError where no request can succeed."""
-    found, silence = Judgements(), _Silence()
+    found, breaker = Judgements(), CircuitBreaker(endpoint)
     with Progress("judge", len(asked)) as progress, ThreadPoolExecutor(workers) as pool:
-        waiting = [pool.submit(_ask, endpoint, one, silence) for one in asked]
+        waiting = [pool.submit(breaker.ask, one.messages) for one in asked]
         try:
             for one, future in zip(asked, waiting, strict=True):
                 _take(found, one, future.result())
@@ -115,7 +114,7 @@ def read_judgements(endpoint: Endpoint, asked: Sequence[Request], workers: int) 
 
 def scores_in(reply: Reply, order: Sequence[str]) -> dict[str, Reading | str]:
     """What a reply gives each subject of ``order``: a reading, or why there is none."""
-    whole = _fault(reply)
+    whole = reply.fault
     values: Any = None
     if whole is None:
         try:
@@ -129,37 +128,11 @@ def scores_in(reply: Reply, order: Sequence[str]) -> dict[str, Reading | str]:
     return {name: _reading(values.get(letter)) for letter, name in zip(_letters(order), order, strict=True)}
 
 
-class _Silence:
-    """Counts requests in a row without a reply. Threads share it."""
-
-    def __init__(self) -> None:
-        self._lock, self._count = threading.Lock(), 0
-
-    def note(self, *, answered: bool) -> None:
-        with self._lock:
-            self._count = 0 if answered else self._count + 1
-
-    @property
-    def lasting(self) -> bool:
-        return self._count >= GIVE_UP
-
-
-def _ask(endpoint: Endpoint, one: Request, silence: _Silence) -> Reply | str:
-    if silence.lasting:
-        return "not asked, the endpoint is down"
-    try:
-        reply = endpoint.ask(one.messages)
-    except NoReply as error:
-        silence.note(answered=False)
-        return error.reason
-    silence.note(answered=True)
-    return reply
-
-
-def _take(found: Judgements, one: Request, reply: Reply | str) -> None:
+def _take(found: Judgements, one: Request, reply: Reply | Unanswered) -> None:
     found.requests += 1
-    if isinstance(reply, str):
-        found.excluded[reply] += len(one.order)
+    if isinstance(reply, Unanswered):
+        found.missing += reply.later
+        found.excluded[reply.reason] += len(one.order)
         return
     found.from_cache += reply.cached
     found.prompt_tokens += 0 if reply.cached else reply.prompt_tokens
@@ -185,12 +158,6 @@ def _user(reference: str, said: Sequence[str], repeat: int) -> str:
 
 def _letters(items: Sequence[Any]) -> str:
     return string.ascii_uppercase[: len(items)]
-
-
-def _fault(reply: Reply) -> str | None:
-    if reply.finish != "stop":
-        return "refused" if reply.finish == "refused" else "cut off"
-    return None if reply.text.strip() else "empty"
 
 
 def _reading(values: Any) -> Reading | str:

@@ -75,6 +75,7 @@ def _paid(found: Judgements, config: JudgeConfig) -> dict[str, Any]:
         cost = (found.prompt_tokens * config.prices[0] + found.completion_tokens * config.prices[1]) / 1e6
     return {
         "requests": found.requests,
+        "missing": found.missing,
         "from_cache": found.from_cache,
         "prompt_tokens": found.prompt_tokens,
         "completion_tokens": found.completion_tokens,

@@ -108,7 +108,7 @@ def read_questions(folder: Path, part: str, samples: Sequence[Sample], *, system
             SYSTEM_PROMPT if system else None,
         )
         for row in rows
-        if (key := (str(ids.get(row.image, "")), row.wafer_label[0])) in place
+        if (key := (str(ids.get(row.image, "")), _label(row, folder / RL))) in place
     ]
     if not found:
         raise DatasetError(f"{folder / RL} has no row about the maps of part {part!r} that are judged")
@@ -168,6 +168,12 @@ def _questions(place: int, found: Facts, rng: Rng, count: int) -> list[Question]
             asked.append(Question(place, dimension, said.question, phrases, said.text))
             taken += 1
     return asked
+
+
+def _label(row: RlRow, path: Path) -> str:
+    if not row.wafer_label:
+        raise DatasetError(f"wafer_label of row {row.id} of {path} is empty; name the class of its wafer")
+    return row.wafer_label[0]
 
 
 def _asked(row: RlRow) -> str:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.assessment.config import AssessmentConfig
+from benchmarks.assessment.config import AssessmentConfig, JudgeConfig
 from benchmarks.assessment.judged import judge_all
 from benchmarks.assessment.measuring import REAL, Assessed, Exam, assess, differences, digests, prepare
 from benchmarks.assessment.tables import write_tables
 from benchmarks.machine import describe_machine
 from train.artefact import Provenance, is_complete, write_provenance, writing
-from train.vqa.endpoint import ReplyCache
+from train.vqa.endpoint import ReplyCache, require_replies
 from wafervlm import console
 from wafervlm.errors import UsageError
 
@@ -24,7 +26,8 @@ NO_JUDGE = "no endpoint was given, so no language model judged the answers"
 
 def assess_words(config: AssessmentConfig, out: Path) -> tuple[dict[str, Any], bool]:
     """Write words.json, words.md, words.html and answers.jsonl to ``out``; return the report, and whether it
-    was made now. A complete ``out`` of the same inputs and settings is left as it is.
+    was made now. A complete ``out`` of the same inputs and settings is left as it is; one that was written
+    while the judge left requests without a reply is written again, and asks for these.
 
     Answers and a judge's replies are kept beside ``out`` as they come, so that a run that was stopped goes
     on. Raises UsageError, DatasetError, CheckpointError, IntegrityError, ConfigError, ProviderError.
@@ -34,10 +37,12 @@ def assess_words(config: AssessmentConfig, out: Path) -> tuple[dict[str, Any], b
     inputs = {subject.name: subject.digest for subject in config.subjects}
     inputs |= {f"{name} maps": digest for name, digest in digests(exam).items()}
     provenance = Provenance("words", inputs, config.plain(), config.seed)
-    if is_complete(out, provenance):
+    known = is_complete(out, provenance)
+    if known:
         report: dict[str, Any] = json.loads((out / REPORT).read_text(encoding="utf-8"))
-        return report, False
-    if out.exists():
+        if not missing_replies(report):
+            return report, False
+    elif out.exists():
         raise UsageError(
             f"{out} exists and was made from other inputs or settings; remove it or choose another folder"
         )
@@ -49,12 +54,29 @@ def assess_words(config: AssessmentConfig, out: Path) -> tuple[dict[str, Any], b
     finally:
         torch.set_num_threads(threads_before)
     report = {"machine": machine, "settings": config.plain(), "inputs": inputs, **report}
-    with writing(out) as work:
+    with writing(out, overwrite=known) as work:
         (work / REPORT).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         write_tables(report, work / MARKDOWN, work / HTML)
         _write_answers(assessed, exam, work / ANSWERS)
-        write_provenance(work, provenance)
+        figures = {"missing_replies": missing_replies(report)} if report["judge"] else {}
+        write_provenance(work, replace(provenance, parity=figures))
     return report, True
+
+
+def missing_replies(report: Mapping[str, Any]) -> int:
+    """How many requests to the judge of ``report`` had no reply that they may have later."""
+    return int((report["judge"] or {}).get("missing", 0))
+
+
+def require_judged(config: AssessmentConfig, out: Path, report: Mapping[str, Any]) -> None:
+    """Raise ProviderError where replies of the judge are missing in ``out``, whose ``report`` this is."""
+    if config.judge is not None and report["judge"]:
+        asked, url = report["judge"]["requests"], config.judge.endpoint.url
+        require_replies(missing_replies(report), asked, url, out, _kept(config.judge, out))
+
+
+def _kept(judge: JudgeConfig, out: Path) -> Path:
+    return judge.cache or out.with_name(f"{out.name}.judge.jsonl")
 
 
 def _measure(config: AssessmentConfig, exam: Exam, out: Path) -> tuple[list[Assessed], dict[str, Any]]:
@@ -71,9 +93,9 @@ def _measure(config: AssessmentConfig, exam: Exam, out: Path) -> tuple[list[Asse
         console.say(report["judge_note"])
     else:
         descriptions = {one.subject.name: one.descriptions[REAL] for one in assessed}
-        kept = config.judge.cache or out.with_name(f"{out.name}.judge.jsonl")
+        cache = ReplyCache(_kept(config.judge, out))
         report["judge"] = judge_all(
-            config.judge, descriptions, exam.sets[REAL], exam.rubrics, ReplyCache(kept), config.seed
+            config.judge, descriptions, exam.sets[REAL], exam.rubrics, cache, config.seed
         )
     return assessed, report
 

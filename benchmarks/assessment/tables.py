@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from benchmarks.assessment.tables_of_judge import judge_tables
+from benchmarks.assessment.tables_of_judge import judge_summary, judge_tables, judge_values
 from benchmarks.assessment.texts import Table, number, percent, span
 
 # What each figure is called, how it is shown, and what is to be reached.
@@ -41,9 +41,7 @@ def headline(report: Mapping[str, Any]) -> Headline:
     """The main figures of ``report``."""
     lines, values = [], {}
     for name in report["maps"]:
-        table = next(_claim_tables(report, name))
-        widths = [max(len(row[at]) for row in (table.header, *table.rows)) for at in range(len(table.header))]
-        lines += [table.title, *(_aligned(row, widths) for row in (table.header, *table.rows)), ""]
+        lines += _lines(next(_claim_tables(report, name)))
         values[name] = {
             subject: {key: _value(found[name]["claims"][key]) for key in CLAIMS}
             | {"contradictions_left": found[name]["after_check"]["contradictions_left"]}
@@ -52,6 +50,9 @@ def headline(report: Mapping[str, Any]) -> Headline:
         }
     if report.get("judge_note"):
         values["judge"] = report["judge_note"]
+    elif report["judge"]:
+        lines += _lines(judge_summary(report["judge"]))
+        values["judge"] = judge_values(report["judge"])
     return Headline(lines, values)
 
 
@@ -177,6 +178,13 @@ def _markdown(report: Mapping[str, Any], tables: Sequence[Table]) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _lines(table: Table) -> list[str]:
+    """``table`` for a terminal, and an empty line."""
+    rows = (table.header, *table.rows)
+    widths = [max(len(row[at]) for row in rows) for at in range(len(table.header))]
+    return [table.title, *(_aligned(row, widths) for row in rows), ""]
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:

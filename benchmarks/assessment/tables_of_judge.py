@@ -16,6 +16,39 @@ def judge_tables(judge: Mapping[str, Any]) -> Iterator[Table]:
     yield _costs(judge)
 
 
+def judge_summary(judge: Mapping[str, Any]) -> Table:
+    """What a command prints of the judge: what came of the requests, and how the rules rank with it."""
+    scores = judge["kept"] + sum(judge["excluded"].values())
+    rows = [("scores kept", f"{judge['kept']} of {scores}"), *_left_out(judge)]
+    rows += [("cost of this run", "-" if judge["cost"] is None else f"{judge['cost']:.4f}")]
+    found = judge["alignment"]
+    if "note" in found:
+        rows.append(("Spearman with the judge", found["note"]))
+    for name, one in found.get("formulas", {}).items():
+        rows.append((f"Spearman with the judge, {name} rule score", span(one["spearman"], number)))
+    return Table("What the judge said", "", ("", judge["model"]), rows)
+
+
+def judge_values(judge: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as plain values; ``spearman`` by formula is None where the rules could not be aligned."""
+    formulas = judge["alignment"].get("formulas")
+    ranks = formulas and {
+        name: None if one["spearman"] is None else round(one["spearman"]["value"], 4)
+        for name, one in formulas.items()
+    }
+    kept = ("model", "requests", "kept", "excluded", "cost")
+    return {**{name: judge[name] for name in kept}, "missing": judge.get("missing", 0), "spearman": ranks}
+
+
+def _left_out(judge: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was left out, by reason, and what of it may still come."""
+    rows = [(f"left out: {reason}", str(count)) for reason, count in judge["excluded"].items()]
+    # A report of an older run does not say.
+    if judge.get("missing"):
+        rows.append(("requests that may have a reply later", str(judge["missing"])))
+    return rows
+
+
 def _scores(judge: Mapping[str, Any]) -> Table:
     rows = []
     for prompt, subjects in judge["subjects"].items():
@@ -70,7 +103,7 @@ def _costs(judge: Mapping[str, Any]) -> Table:
         "answer tokens paid in this run": judge["completion_tokens"],
         "cost": "-" if judge["cost"] is None else f"{judge['cost']:.4f}",
         "scores kept": judge["kept"],
-        **{f"left out: {reason}": count for reason, count in judge["excluded"].items()},
+        **dict(_left_out(judge)),
         **{f"mean score at place {letter}": f"{mean:.3f}" for letter, mean in judge["by_letter"].items()},
     }
     if judge["between_readings"] is not None:

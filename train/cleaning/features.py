@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from train.cleaning.geometry import NAMES, geometry_features
 from train.progress import track
+from train.sources.npz import load_arrays
 from train.sources.rows import Rows
+from wafervlm.errors import FileFormatError
+from wafervlm.files import check_writable, write_whole
 from wafervlm.render import RenderSpec
 
 Floats = NDArray[np.float64]
+_STORED = ("geometry", "vision", "made_from")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +35,42 @@ def read_features(
     rows: Rows, base: Path, *, spec: RenderSpec | None = None, device: str = "cpu", keep: Path | None = None
 ) -> Features:
     """Features of all ``rows`` with the vision tower of the checkpoint ``base``, looked at in the size of
-    ``spec`` where it takes that. ``keep`` is a .npz file that they are written to, and read from where it
-    holds those of the same maps and checkpoint. Raises CheckpointError."""
+    ``spec`` where it takes that. ``keep`` is a file that they are written to, a .npz whatever its name, and
+    read from where it holds those of the same maps and checkpoint. Raises CheckpointError, FileFormatError
+    where ``keep`` is another file, and UsageError where it could not be written."""
     from train.artefact import folder_digest
 
     made_from = np.array([folder_digest(base), "\n".join(rows.digests.tolist()), str(spec), "\n".join(NAMES)])
-    if keep is not None and keep.is_file():
-        with np.load(keep, allow_pickle=False) as stored:
-            if np.array_equal(stored["made_from"], made_from):
-                return Features(stored["geometry"], stored["vision"])
+    if keep is not None and keep.exists():
+        stored = _stored(keep)
+        if np.array_equal(stored["made_from"], made_from):
+            return Features(stored["geometry"], stored["vision"])
+    if keep is not None:
+        check_writable(keep)
     found = _compute(rows, base, spec, device)
     if keep is not None:
         keep.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(keep, allow_pickle=False, geometry=found.geometry, vision=found.vision, made_from=made_from)
+        write_whole(keep, _packed(found, made_from))
     return found
+
+
+def _stored(keep: Path) -> dict[str, Any]:
+    try:
+        return load_arrays(keep, _STORED)
+    # numpy reads a lone array too, which is no archive.
+    except (FileFormatError, TypeError, zlib.error):
+        raise FileFormatError(
+            f"{keep} holds no features that wafervlm data clean kept; name another file, which is then "
+            "written, or remove it"
+        ) from None
+
+
+def _packed(found: Features, made_from: Any) -> bytes:
+    # Given a name, numpy would add .npz to it.
+    file = io.BytesIO()
+    arrays = {"geometry": found.geometry, "vision": found.vision, "made_from": made_from}
+    np.savez(file, allow_pickle=False, **arrays)
+    return file.getvalue()
 
 
 def _compute(rows: Rows, base: Path, spec: RenderSpec | None, device: str) -> Features:

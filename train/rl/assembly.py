@@ -24,6 +24,7 @@ from train.rl.reward import PARTS, Judge, Reward, RuleJudge
 from train.rl.rows import PolicyRow, chosen_rows, read_policy_rows
 from train.rl.settings import RlSettings
 from train.rl.trainer import GspoTrainer, RlWatch
+from train.rubrics.formula import FORMULAS
 from train.samples import at_most, held_out
 from train.schedule import Schedule
 from train.speed import fast_vision
@@ -57,7 +58,10 @@ def read_course(settings: RlSettings) -> Course:
         settings.data.dimension,
         claims=settings.reward.claims > 0,
         descriptions=settings.data.descriptions,
+        formula=FORMULAS[settings.reward.formula],
     )
+    if "train" in parts:
+        parts["train"].check_not_emptied(folder)
     train = parts["train"].rows if "train" in parts else []
     if not train:
         raise DatasetError(

@@ -32,7 +32,9 @@ class Prompts:
         """The turns of ``row``, its image in the place of the mark."""
         turns = row.row.prompt if self._tags else replace(self._task, prompt=row.question).messages()
         image = Image.fromarray(render(row.wafer, self._task.render))
-        return [{**turn, "content": [_filled(part, image) for part in turn["content"]]} for turn in turns]
+        return [
+            {**turn, "content": [_filled(part, image) for part in _parts(turn["content"])]} for turn in turns
+        ]
 
     def encode(self, rows: Sequence[PolicyRow]) -> dict[str, torch.Tensor]:
         """Inputs of the model up to where the answers begin, padded on the left."""
@@ -49,6 +51,11 @@ class Prompts:
     def length(self, row: PolicyRow) -> int:
         """Tokens of the prompt, image included."""
         return int(self.encode([row])["input_ids"].shape[1])
+
+
+def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The parts of a turn's content, which may be plain text."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _filled(part: dict[str, Any], image: Image.Image) -> dict[str, Any]:

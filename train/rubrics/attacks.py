@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from train.progress import track
 from train.rubrics.folding import fold
 from train.rubrics.formula import Formula, Mean, mean, score
-from train.rubrics.reading import LintRow
+from train.rubrics.rows import LintRow
 from train.vqa.rows import DIMENSIONS
 
 ATTACKS = ("constant", "empty", "wrong_class", "stuffed")

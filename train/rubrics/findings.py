@@ -9,6 +9,7 @@ ERRORS = {
     "no-image": "a row without an image",
     "malformed": "a row whose columns are not what the schema asks for",
     "unknown-dimension": "a dimension that the rule score does not have",
+    "unknown-difficulty": "a difficulty that the curriculum does not have",
     "empty-dimension": "a dimension in which no row has a must-hit phrase",
     "empty-phrase": "a phrase without a word in it",
     "broken-phrase": "a phrase with unbalanced brackets or quotes, a loose end, or only a number",
@@ -18,6 +19,7 @@ ERRORS = {
     "avoid-inside-hit": "a must-avoid phrase that stands inside a must-hit phrase",
     "reference-misses": "a reference answer that says none of its own must-hit phrases",
     "reference-offends": "a reference answer that says one of its own must-avoid phrases",
+    "class-named": "a question that names the class it asks for",
 }
 WARNINGS = {
     "not-applicable": "a row without a must-hit phrase: left out and counted",
@@ -27,7 +29,7 @@ WARNINGS = {
     "comma-list": "phrases that follow each other with commas in one text of the rubric",
     "long-phrase": "a phrase so long that hardly any answer says it to the letter",
     "low-reference": "a reference answer that scores low, though it says some of its phrases",
-    "class-named": "a question that names the class it asks for",
+    "class-word": "a question with an everyday word that is also the name of its class",
 }
 
 

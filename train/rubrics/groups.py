@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from train.rubrics.formula import Formula, score
-from train.rubrics.reading import LintRow, json_entries
+from train.rubrics.reading import json_entries
 from train.rubrics.reward import RubricReward
+from train.rubrics.rows import LintRow
 from wafervlm.errors import DatasetError
 
 _ALIKE = 1e-9

@@ -16,8 +16,9 @@ from train.rubrics.findings import Finding
 from train.rubrics.formula import STRICT, Formula
 from train.rubrics.groups import ZeroAdvantage, sampled, simulated
 from train.rubrics.phrases import row_findings
-from train.rubrics.reading import LintRow, RowSet, read_set
+from train.rubrics.reading import RowSet, read_set
 from train.rubrics.reward import RubricReward
+from train.rubrics.rows import LintRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,9 @@ from train.rubrics.findings import Finding
 from train.rubrics.folding import fold
 from train.rubrics.formula import Formula, score
 from train.rubrics.matching import exact_spans
-from train.rubrics.reading import LintRow
+from train.rubrics.questions import class_findings
+from train.rubrics.rows import LintRow, of_training
+from train.vqa.rows import RlRow
 
 MOST_PHRASES = 50
 MOST_WORDS = 12
@@ -31,7 +33,13 @@ def row_findings(row: LintRow, formula: Formula, lowest_reference: float) -> Ite
         yield Finding("not-applicable", row.id, "", why)
     yield from conflicts(row)
     yield from reference_findings(row, formula, lowest_reference)
-    yield from question_findings(row)
+    yield from class_findings(row.id, row.question, row.labels)
+
+
+def first_error(row: RlRow, formula: Formula) -> Finding | None:
+    """The first defect that makes a row unfit to be rewarded by ``formula``; None where it has none."""
+    findings = row_findings(of_training(row), formula, lowest_reference=0.0)
+    return next((finding for finding in findings if finding.is_error), None)
 
 
 def list_findings(
@@ -131,14 +139,6 @@ def reference_findings(row: LintRow, formula: Formula, lowest: float) -> Iterato
     elif scored.value is not None and scored.value < lowest and scored.match.missed:
         why = f"the reference scores {scored.value:.2f}, since it does not say this"
         yield Finding("low-reference", row.id, scored.match.missed[0], why)
-
-
-def question_findings(row: LintRow) -> Iterator[Finding]:
-    """Whether the question gives the class away. "none" is an everyday word and is not looked for."""
-    asked = fold(row.question)
-    for label in sorted(row.labels):
-        if label.casefold() != "none" and exact_spans(asked, fold(label)):
-            yield Finding("class-named", row.id, label, "the question names the class")
 
 
 def _texts(value: Any) -> list[str]:

@@ -16,9 +16,9 @@ import functools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from train.sources.npz import load_arrays
 from train.split_files import PARTS
 from train.vqa.causes import CAUSES, Causes, read_causes
 from train.vqa.descriptions import QUESTIONS
-from train.vqa.endpoint import Endpoint, EndpointSettings, ReplyCache
+from train.vqa.endpoint import Endpoint, EndpointSettings, ReplyCache, require_replies
 from train.vqa.rewrite import Draft, Report, rewrite
 from train.vqa.rows import write_list, write_rows
 from train.vqa.sheet import write_sheet
@@ -68,32 +68,53 @@ class VqaConfig:
         if self.processes < 1:
             raise UsageError(f"processes is {self.processes}; it must be 1 or more")
 
+    def replies(self, out: Path) -> Path:
+        """Where the endpoint's replies are kept when ``out`` is written."""
+        return self.cache or out.with_name(f"{out.name}.replies.jsonl")
+
 
 def build_vqa(config: VqaConfig, out: Path) -> tuple[dict[str, Any], bool]:
     """Write the folder ``out``; return what counts.json holds, and whether it was written now.
 
-    A complete ``out`` of the same inputs and settings is left as it is. Raises DatasetError, UsageError,
-    ConfigError for a table of causes that lacks a label, ProviderError for an endpoint that refuses all.
+    A complete ``out`` of the same inputs and settings is left as it is; one that was written while the
+    endpoint left requests without a reply is written again, and asks for these. Raises DatasetError,
+    UsageError, ConfigError for a table of causes that lacks a label, ProviderError for an endpoint that
+    refuses all.
     """
     out, table = Path(out), config.causes or CAUSES
     task, causes = dataset_task(config.dataset), read_causes(table)
     causes.check_labels(task.labels)
     provenance = _provenance(config, table)
-    if is_complete(out, provenance):
+    known = is_complete(out, provenance)
+    if known:
         counts: dict[str, Any] = json.loads((out / COUNTS).read_text(encoding="utf-8"))
-        return counts, False
-    if out.exists():
+        if not missing_replies(counts):
+            return counts, False
+    elif out.exists():
         refuse_other(out, provenance)
     wafers = read_wafers(config.dataset, task, config.per_class, config.seed)
     rows = list(_written(wafers, causes, config, image_first=task.order == "image-first"))
     report = None
     if config.endpoint is not None:
         rows, report = _reworded(rows, config, causes, out)
-    with writing(out) as work:
+    with writing(out, overwrite=known) as work:
         counts = _write(work, config, task, rows, causes, report)
         shutil.copyfile(table, work / TABLE)
-        write_provenance(work, provenance)
+        figures = {} if report is None else {"missing_replies": report.missing}
+        write_provenance(work, replace(provenance, parity=figures))
     return counts, True
+
+
+def missing_replies(counts: Mapping[str, Any]) -> int:
+    """How many texts stand in a folder of these ``counts`` as they were for want of a reply."""
+    return int(counts.get("rewrite", {}).get("missing", 0))
+
+
+def require_rewritten(config: VqaConfig, out: Path, counts: Mapping[str, Any]) -> None:
+    """Raise ProviderError where replies are missing in ``out``, whose ``counts`` these are."""
+    if config.endpoint is not None:
+        asked = counts["rewrite"]["asked"]
+        require_replies(missing_replies(counts), asked, config.endpoint.url, out, config.replies(out))
 
 
 def read_wafers(dataset: Path, task: Task, per_class: int, seed: int) -> list[Wafer]:
@@ -138,8 +159,7 @@ def _reworded(
     settings = config.endpoint
     if settings is None:
         return list(rows), Report()
-    cache = ReplyCache(config.cache or out.with_name(f"{out.name}.replies.jsonl"))
-    endpoint = Endpoint(settings, cache)
+    endpoint = Endpoint(settings, ReplyCache(config.replies(out)))
     drafts = [draft for found in rows for draft in _drafts(found)]
     texts, report = rewrite(drafts, endpoint, causes, workers=settings.workers)
     return [found.reworded(texts) for found in rows], report

@@ -70,14 +70,15 @@ def vqa(
 
     What is said of the dies is measured on them; candidate causes come from a table that you may edit. With
     --rewrite a language model words answers anew: a text that contradicts the dies, adds or leaves out a
-    claim is dropped, and what was paid for is kept in a file. Its key is read from $OPENAI_API_KEY.
+    claim is dropped, and what was paid for is kept in a file: where the endpoint left requests without a
+    reply, run the command again to go on. Its key is read from $OPENAI_API_KEY.
 
     \b
     Example:
       wafervlm data vqa runs/data -o runs/vqa
       wafervlm data vqa runs/data -o runs/vqa --rewrite http://localhost:8000/v1 --model qwen3
     """
-    from train.vqa.build import VqaConfig, build_vqa
+    from train.vqa.build import VqaConfig, build_vqa, require_rewritten
     from train.vqa.endpoint import EndpointSettings
     from wafervlm.errors import UsageError
 
@@ -90,6 +91,7 @@ def vqa(
     counts, built = build_vqa(config, out)
     console.say(f"wrote {out}" if built else f"{out} is complete and of these inputs already; nothing to do")
     console.result({"vqa": str(out), **(counts if as_json else _shown(counts))}, as_json)
+    require_rewritten(config, out, counts)
     console.next_command("wafervlm", "data", "lint", out)
 
 

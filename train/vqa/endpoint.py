@@ -18,7 +18,14 @@ from typing import Any, Literal
 
 from wafervlm.errors import ConfigError, MissingDependencyError, ProviderError, UsageError
 
-Finish = Literal["stop", "length", "refused"]
+Finish = Literal["stop", "length", "refused", "nonsense"]
+Fault = Literal["endpoint", "request", "reply"]
+# After so many requests in a row without a reply the endpoint is taken for down.
+GIVE_UP = 8
+# An endpoint that is up says these of one request: it is too long, or its text is not let through.
+_REQUEST_FAULTS = (400, 413, 422)
+# How each line of kept replies begins.
+_OPENING = b'{"key": "'
 # Only read where the endpoint asks for a key; servers of one's own take any.
 KEY_VARIABLE = "OPENAI_API_KEY"
 
@@ -60,19 +67,35 @@ class Reply:
     completion_tokens: int = 0
     cached: bool = False
 
+    @property
+    def fault(self) -> str | None:
+        """Why the text cannot be used, as a short phrase to count by; None where it can."""
+        if self.finish != "stop":
+            return "cut off" if self.finish == "length" else self.finish
+        return None if self.text.strip() else "empty"
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """Why a request has no reply, as a short phrase to count by, and whether it may have one ``later``."""
+
+    reason: str
+    later: bool
+
 
 class NoReply(Exception):
-    """The endpoint gave no answer; ``reason`` is a short phrase to count by. Never leaves the workshop."""
+    """The endpoint gave no answer; ``reason`` is a short phrase to count by, ``fault`` what it lies in.
+    Never leaves the workshop."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: str, fault: Fault = "endpoint") -> None:
         super().__init__(f"{reason}: {detail}")
-        self.reason = reason
+        self.reason, self.fault = reason, fault
 
 
 class ReplyCache:
     """Replies by request, in a file of JSON lines that is appended to. Threads may share it.
 
-    A last line that was cut by a crash is passed over. Raises ConfigError for a file of another kind.
+    A last line that was cut by a crash is removed. Raises ConfigError for a file of another kind.
     """
 
     def __init__(self, path: Path) -> None:
@@ -123,6 +146,10 @@ class Endpoint:
         asked = [s.model, s.max_tokens, s.temperature, list(messages)]
         return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()
 
+    def kept(self, messages: Sequence[dict[str, str]]) -> Reply | None:
+        """The reply to ``messages`` that the cache has, None where it has none."""
+        return self._cache.get(self.key(messages))
+
     def ask(self, messages: Sequence[dict[str, str]]) -> Reply:
         """The reply to ``messages``. Raises NoReply where there is none after all retries, ProviderError
         where no request can succeed: a wrong key, path or model."""
@@ -150,10 +177,11 @@ class Endpoint:
                 f"and the key in ${KEY_VARIABLE}"
             ) from error
         except errors.APIStatusError as error:
-            raise NoReply(f"status {error.status_code}", str(error)) from error
+            fault: Fault = "request" if error.status_code in _REQUEST_FAULTS else "endpoint"
+            raise NoReply(f"status {error.status_code}", str(error), fault) from error
         # A body that is no JSON, or not of the form of a completion, comes out of the client as many things.
         except (errors.OpenAIError, ValueError, TypeError, AttributeError) as error:
-            raise NoReply("nonsense", str(error)) from error
+            raise NoReply("nonsense", str(error), "reply") from error
 
     def _reply(self, completion: Any) -> Reply:
         try:
@@ -162,12 +190,12 @@ class Endpoint:
             refused = getattr(choice.message, "refusal", None) or finish == "content_filter"
             usage = completion.usage
         except (AttributeError, IndexError, TypeError) as error:
-            raise NoReply("nonsense", f"no completion in {str(completion)[:80]!r}") from error
-        if not refused and not isinstance(text, str):
-            raise NoReply("nonsense", "a completion without text")
+            raise NoReply("nonsense", f"no completion in {str(completion)[:80]!r}", "reply") from error
+        ended: Finish = "refused" if refused else "length" if finish == "length" else "stop"
+        # A completion without a text was paid for as well.
         return Reply(
             text=text if isinstance(text, str) else "",
-            finish="refused" if refused else "length" if finish == "length" else "stop",
+            finish="nonsense" if ended == "stop" and not isinstance(text, str) else ended,
             prompt_tokens=int(getattr(usage, "prompt_tokens", 0) or 0),
             completion_tokens=int(getattr(usage, "completion_tokens", 0) or 0),
         )
@@ -183,21 +211,82 @@ class Endpoint:
         time.sleep(start - now)
 
 
+class CircuitBreaker:
+    """Asks ``endpoint`` until GIVE_UP requests in a row had no reply; from then on there are only those that
+    are kept. Threads may share it."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._lock, self._failures = threading.Lock(), 0
+
+    def ask(self, messages: Sequence[dict[str, str]]) -> Reply | Unanswered:
+        """The reply to ``messages``, or why there is none. Raises ProviderError as the endpoint does."""
+        # A kept reply does not say that the endpoint is up.
+        if (kept := self._endpoint.kept(messages)) is not None:
+            return kept
+        if self._failures >= GIVE_UP:
+            return Unanswered("not asked, the endpoint is down", later=True)
+        try:
+            reply = self._endpoint.ask(messages)
+        except NoReply as error:
+            self._note(failed=error.fault != "request")
+            return Unanswered(error.reason, later=error.fault == "endpoint")
+        self._note(failed=False)
+        return reply
+
+    def _note(self, *, failed: bool) -> None:
+        with self._lock:
+            self._failures = self._failures + 1 if failed else 0
+
+
+def require_replies(missing: int, asked: int, url: str, out: Path, kept: Path) -> None:
+    """Raise ProviderError where ``missing`` of the requests ``asked`` had no reply when ``out`` was written;
+    those that came are in the file ``kept``."""
+    if missing:
+        raise ProviderError(
+            f"{missing} of {asked} requests to {url} had no reply, and {out} was written without them; what "
+            f"was paid for is kept in {kept}, and the same command asks for the rest"
+        )
+
+
 def _read_cache(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     lines = path.read_bytes().split(b"\n")
-    known = {}
+    # A power cut may leave zeros instead of text.
+    cut = _OPENING.startswith(lines[-1].rstrip(b"\0")[: len(_OPENING)])
+    known: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
-        try:
-            entry = json.loads(line) if line.strip() else None
-            if entry is not None:
-                known[str(entry["key"])] = asdict(Reply(**entry["reply"]))
-                del known[entry["key"]]["cached"]
-        except (ValueError, KeyError, TypeError):
-            if number < len(lines):
-                raise ConfigError(f"line {number} of {path} is no kept reply; give another file") from None
+        entry = _entry(line)
+        if entry is None and not (cut and number == len(lines)):
+            raise ConfigError(f"line {number} of {path} is no kept reply; give another file")
+        known.update(entry or {})
+    if lines[-1]:
+        _end_line(path, lines[-1])
     return known
+
+
+def _entry(line: bytes) -> dict[str, dict[str, Any]] | None:
+    """The reply of a line by its key, nothing where the line is blank; None where it is no kept reply."""
+    if not line.strip():
+        return {}
+    try:
+        found = json.loads(line)
+        reply = asdict(Reply(**found["reply"]))
+        del reply["cached"]
+        return {str(found["key"]): reply}
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _end_line(path: Path, last: bytes) -> None:
+    """End the ``last`` line of ``path``, or remove it where it was cut: the next must not go on in it."""
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        if _entry(last) is None:
+            file.truncate(end - len(last))
+        else:
+            file.write(b"\n")
 
 
 def _openai() -> Any:

@@ -7,7 +7,6 @@ its form and names no other class; otherwise the text as it was stays, and the r
 from __future__ import annotations
 
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 from train.progress import Progress
 from train.vqa.causes import Causes
 from train.vqa.descriptions import MORPHOLOGY, ROOT_CAUSE, SPATIAL
-from train.vqa.endpoint import Endpoint, NoReply, Reply
+from train.vqa.endpoint import CircuitBreaker, Endpoint, Reply, Unanswered
 from wafervlm.claims import check, extract
 from wafervlm.geometry import ZONES, Geometry
 
@@ -26,8 +25,6 @@ INSTRUCTIONS = (
     "Keep numbered lines and the word 'candidate:' before each candidate. Never say what the cause is. Reply "
     "with the new text alone."
 )
-# After so many requests in a row without a reply the endpoint is taken for down.
-GIVE_UP = 8
 _DEFINITE = re.compile(
     r"\b(?:caused by|due to|because of|results? from|the (?:root[- ])?cause (?:is|was))\b", re.IGNORECASE
 )
@@ -50,10 +47,12 @@ class Draft:
 
 @dataclass
 class Report:
-    """What became of the drafts: how many were kept, why others were dropped, what it cost."""
+    """What became of the drafts: how many were kept, why others were dropped, how many of these are
+    ``missing`` a reply that they may have later, what it cost."""
 
     asked: int = 0
     kept: int = 0
+    missing: int = 0
     from_cache: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -64,6 +63,7 @@ class Report:
         return {
             "asked": self.asked,
             "kept": self.kept,
+            "missing": self.missing,
             "from_cache": self.from_cache,
             "dropped": dict(self.dropped.most_common()),
             "prompt_tokens": self.prompt_tokens,
@@ -98,14 +98,14 @@ def rewrite(
     drafts: Sequence[Draft], endpoint: Endpoint, causes: Causes, *, workers: int
 ) -> tuple[dict[str, str], Report]:
     """Ask ``endpoint`` for a rewriting of each draft; return the texts that may stand, by name, and what
-    became of all. An endpoint that gives no reply is no error: the rest is counted as not asked.
+    became of all. An endpoint that gives no reply is no error: the rest is counted as missing.
 
     Raises ProviderError where no request can succeed.
     """
     texts: dict[str, str] = {}
-    report, silent = Report(), _Silence()
+    report, breaker = Report(), CircuitBreaker(endpoint)
     with Progress("rewrite", len(drafts)) as progress, ThreadPoolExecutor(workers) as pool:
-        for draft, reply in _replies(drafts, endpoint, pool, workers, silent):
+        for draft, reply in _replies(drafts, breaker, pool, workers):
             text, reason = _judged(draft, reply, causes)
             _count(report, reply, reason)
             if text is not None:
@@ -117,32 +117,17 @@ def rewrite(
     return texts, report
 
 
-class _Silence:
-    """Counts requests in a row that had no reply. Threads share it."""
-
-    def __init__(self) -> None:
-        self._lock, self._count = threading.Lock(), 0
-
-    def note(self, *, answered: bool) -> None:
-        with self._lock:
-            self._count = 0 if answered else self._count + 1
-
-    @property
-    def lasting(self) -> bool:
-        return self._count >= GIVE_UP
-
-
 def _replies(
-    drafts: Sequence[Draft], endpoint: Endpoint, pool: ThreadPoolExecutor, workers: int, silent: _Silence
-) -> Iterable[tuple[Draft, Reply | str]]:
+    drafts: Sequence[Draft], breaker: CircuitBreaker, pool: ThreadPoolExecutor, workers: int
+) -> Iterable[tuple[Draft, Reply | Unanswered]]:
     """Each draft with its reply, or the reason why there is none, as they come."""
     waiting = iter(drafts)
-    running: dict[Future[Reply | str], Draft] = {}
+    running: dict[Future[Reply | Unanswered], Draft] = {}
     try:
         while True:
             # Few are in flight, so that an endpoint that is down is not asked thousands of times.
             while len(running) < 2 * workers and (draft := next(waiting, None)) is not None:
-                running[pool.submit(_ask, draft, endpoint, silent)] = draft
+                running[pool.submit(breaker.ask, messages(draft))] = draft
             if not running:
                 return
             for done in wait(running, return_when=FIRST_COMPLETED).done:
@@ -152,33 +137,19 @@ def _replies(
             left.cancel()
 
 
-def _ask(draft: Draft, endpoint: Endpoint, silent: _Silence) -> Reply | str:
-    if silent.lasting:
-        return "not asked, the endpoint is down"
-    try:
-        reply = endpoint.ask(messages(draft))
-    except NoReply as error:
-        silent.note(answered=False)
-        return error.reason
-    silent.note(answered=True)
-    return reply
-
-
-def _judged(draft: Draft, reply: Reply | str, causes: Causes) -> tuple[str | None, str | None]:
-    if isinstance(reply, str):
-        return None, reply
-    if reply.finish == "refused":
-        return None, "refused"
-    if reply.finish == "length":
-        return None, "cut off"
+def _judged(draft: Draft, reply: Reply | Unanswered, causes: Causes) -> tuple[str | None, str | None]:
+    if isinstance(reply, Unanswered):
+        return None, reply.reason
     text = "\n".join(line.strip() for line in reply.text.strip().splitlines() if line.strip())
-    reason = fault(draft, text, causes) if text else "empty"
+    reason = reply.fault or fault(draft, text, causes)
     return (text, None) if reason is None else (None, reason)
 
 
-def _count(report: Report, reply: Reply | str, reason: str | None) -> None:
+def _count(report: Report, reply: Reply | Unanswered, reason: str | None) -> None:
     report.asked += 1
-    if isinstance(reply, Reply):
+    if isinstance(reply, Unanswered):
+        report.missing += reply.later
+    else:
         report.from_cache += reply.cached
         report.prompt_tokens += 0 if reply.cached else reply.prompt_tokens
         report.completion_tokens += 0 if reply.cached else reply.completion_tokens

@@ -209,7 +209,21 @@ def _chat(values: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     images = [part for part in content if part == {"type": "image"}] if isinstance(content, list) else []
     if len(images) != 1:
         raise DatasetError(f"prompt of {where} must hold exactly one image in the user's turn")
+    texts = [part for part in content if part not in images]
+    if not all(_is_text(said) for said in (texts, *(turn.get("content") for turn in turns[:-1]))):
+        raise DatasetError(
+            f"prompt of {where} must hold text beside its one image: plain, or in parts of type text"
+        )
     return tuple(turns)
+
+
+def _is_text(content: Any) -> bool:
+    """Whether the content of a turn is text, plain or in parts."""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return isinstance(parts, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        for part in parts
+    )
 
 
 def _section(kind: type[Any], values: Mapping[str, Any], key: str, where: str) -> Any:

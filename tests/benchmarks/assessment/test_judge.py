@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from benchmarks.assessment.config import JudgeConfig
 from benchmarks.assessment.judge import PROMPTS, read_judgements, requests
 from benchmarks.assessment.judged import judge_all
 from benchmarks.assessment.rules import Phrases, Rubrics, write_rubrics
+from benchmarks.assessment.tables_of_judge import judge_summary, judge_tables, judge_values
 from tests.train.vqa.conftest import ScriptedModel, completion
 from train.rubrics.formula import PUBLISHED, Formula
 from train.vqa.causes import default_causes
-from train.vqa.endpoint import Endpoint, EndpointSettings, ReplyCache
-from train.vqa.rewrite import GIVE_UP
+from train.vqa.endpoint import GIVE_UP, Endpoint, EndpointSettings, ReplyCache
 
 GOOD, BAD = "a right answer", "a wrong answer"
 
@@ -123,7 +124,31 @@ def test_a_judge_that_is_down_is_not_asked_for_ever(scripted: ScriptedModel, tmp
     assert found.kept == 0 and found.excluded["not asked, the endpoint is down"] > 0
     assert found.excluded["cannot be reached"] >= GIVE_UP
     assert found.excluded.total() == 2 * 20 * len(PROMPTS)
+    assert found.missing == found.requests == 20 * len(PROMPTS)
     scripted.close = lambda: None  # type: ignore[method-assign]
+
+
+def test_a_judge_that_is_too_slow_is_left(scripted: ScriptedModel, tmp_path: Path) -> None:
+    def slow(body: dict[str, Any]) -> tuple[int, Any]:
+        if "facts 0" in body["messages"][-1]["content"]:
+            time.sleep(0.8)
+        return honest(body)
+
+    scripted.script = slow
+    found = judged(scripted, tmp_path / "kept", asked(3, 1), timeout=0.4)
+    assert dict(found.excluded) == {"too slow": 2 * len(PROMPTS)} and found.missing == len(PROMPTS)
+    assert found.kept == 2 * 2 * len(PROMPTS)
+    scripted.script = honest
+    again = judged(scripted, tmp_path / "kept", asked(3, 1), timeout=5)
+    assert (again.kept, again.missing, again.from_cache) == (2 * found.requests, 0, 2 * len(PROMPTS))
+
+
+def test_requests_at_fault_do_not_mean_that_the_judge_is_down(
+    scripted: ScriptedModel, tmp_path: Path
+) -> None:
+    scripted.script = lambda body: (400, {"error": {"message": "too long"}})
+    found = judged(scripted, tmp_path / "kept", asked(GIVE_UP, 1))
+    assert dict(found.excluded) == {"status 400": 2 * found.requests} and found.missing == 0
 
 
 def made_points(count: int, truth: Formula, noise: float, seed: int = 0) -> list[Point]:
@@ -203,3 +228,37 @@ def test_the_judge_sees_the_better_subject_and_the_report_says_so(
     sensitivity = found["prompt_sensitivity"]
     assert sensitivity["answers"] == 90 and sensitivity["spearman"]["value"] > 0.95
     assert -0.1 < sensitivity["mean_difference"] < 0
+    printed, strict = dict(judge_summary(found).rows), found["alignment"]["formulas"]["strict"]["spearman"]
+    assert printed["scores kept"] == "180 of 180" and printed["cost of this run"] == "0.0084"
+    assert printed["Spearman with the judge, strict rule score"].startswith(f"{strict['value']:.3f} [")
+    assert judge_values(found)["spearman"]["strict"] == round(strict["value"], 4)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (completion(None, refusal="No."), "refused"),
+        (completion("All are fine."), "nonsense"),
+        ((503, {"error": "down"}), "not asked, the endpoint is down"),
+    ],
+)
+def test_a_judge_without_one_score_is_reported(
+    scripted: ScriptedModel, real: Cases, tmp_path: Path, answer: tuple[int, Any], reason: str
+) -> None:
+    scripted.script = lambda body: answer
+    rubrics = write_rubrics(real, default_causes(), 0, seed=0)
+    config = JudgeConfig(settings(scripted.url), maps=8, repeats=1, trials=2)
+    descriptions = {"one": list(rubrics.references), "two": [""] * len(real)}
+    found = judge_all(config, descriptions, real, rubrics, ReplyCache(tmp_path / "kept"), seed=0)
+    assert found["kept"] == 0 and sum(found["excluded"].values()) == 2 * found["requests"] == 32
+    assert found["excluded"][reason] > 0
+    assert found["missing"] == (found["requests"] if answer[0] == 503 else 0)
+    assert found["subjects"] == {path.stem: {"one": None, "two": None} for path in PROMPTS}
+    assert found["alignment"] == {"note": "too few judged answers to align on: 0 and 0"}
+    assert found["claims"] is None and found["prompt_sensitivity"]["answers"] == 0
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert next(iter(judge_tables(found))).title == "Scores of the judge"
+    printed = dict(judge_summary(found).rows)
+    assert printed["scores kept"] == "0 of 32" and printed[f"left out: {reason}"]
+    assert printed["Spearman with the judge"].startswith("too few judged answers")
+    assert judge_values(found)["spearman"] is None

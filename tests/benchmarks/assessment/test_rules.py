@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +19,11 @@ from benchmarks.assessment.rules import (
 )
 from train.dataset import read_split
 from train.rubrics.formula import STRICT, score
+from train.vqa.build import RL
 from train.vqa.causes import default_causes
 from train.vqa.prompts import SYSTEM_PROMPT, tagged
+from train.vqa.rows import read_list
+from wafervlm.errors import DatasetError
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +86,15 @@ def test_the_rows_of_a_folder_of_words_are_asked_about_their_maps(words_folder: 
     assert moved != questions
     few = read_questions(words_folder, "test", samples[:3], system=False)
     assert {question.place for question in few} <= {0, 1, 2} and len(few) < len(questions)
+
+
+def test_a_row_without_a_class_is_named(words_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(words_folder, tmp_path / "words")
+    entries = read_list(folder / RL)
+    entry = next(entry for entry in entries if entry["part"] == "test")
+    entry["wafer_label"] = []
+    (folder / RL).write_text(json.dumps(entries))
+    with pytest.raises(
+        DatasetError, match=f"wafer_label of row {entry['id']} of .* is empty; name the class"
+    ):
+        read_questions(folder, "test", read_split(folder, "test"), system=False)

@@ -11,7 +11,9 @@ import pytest
 from benchmarks.assessment.generation import Generator
 from tests.benchmarks.assessment.test_judge import honest
 from tests.train.vqa.conftest import ScriptedModel
+from train.artefact import read_provenance
 from wafervlm.cli import main
+from wafervlm.errors import ProviderError
 
 
 def words(checkpoint: Path, dataset: Path, out: Path, *more: object) -> list[str]:
@@ -74,7 +76,11 @@ def test_the_command_writes_figures_tables_and_answers_and_goes_on(
 
 
 def test_with_an_endpoint_the_judge_is_reported(
-    tiny_checkpoint: Path, synthetic_dataset: Path, tmp_path: Path, scripted: ScriptedModel
+    tiny_checkpoint: Path,
+    synthetic_dataset: Path,
+    tmp_path: Path,
+    scripted: ScriptedModel,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     scripted.script = honest
     out = tmp_path / "words"
@@ -100,6 +106,44 @@ def test_with_an_endpoint_the_judge_is_reported(
     assert found["cost"] == pytest.approx(140e-6 * found["requests"])
     assert "## Scores of the judge" in (out / "words.md").read_text(encoding="utf-8")
     assert (tmp_path / "words.judge.jsonl").is_file()
+    printed = capsys.readouterr().out
+    assert "What the judge said" in printed and "scores kept              24 of 24" in printed
+    assert "cost of this run         0.0017" in printed and "too few judged answers" in printed
+    told = json.loads(printed.splitlines()[-1])["judge"]
+    assert (told["kept"], told["missing"], told["excluded"], told["spearman"]) == (24, 0, {}, None)
+
+
+def test_an_outage_of_the_judge_is_an_error_and_the_same_command_completes(
+    tiny_checkpoint: Path,
+    synthetic_dataset: Path,
+    tmp_path: Path,
+    scripted: ScriptedModel,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "words"
+    judge = ["--judge", scripted.url, "--model", "scripted", "--judge-maps", 3, "--planted", 0]
+    few = ["--questions", 0, "--no-classify", "--retries", 0, "--workers", 1]
+    command = words(tiny_checkpoint, synthetic_dataset, out, *judge, *few)
+    scripted.script = lambda body: honest(body) if len(scripted.asked) <= 2 else (503, {"error": "down"})
+    assert main(command) == ProviderError.exit_code
+    printed = capsys.readouterr()
+    assert "scores kept                                4 of 24" in printed.out
+    assert "left out: status 503                       16" in printed.out
+    assert json.loads(printed.out.splitlines()[-1])["judge"]["missing"] == 10
+    message = printed.err.splitlines()[-1]
+    assert f"10 of 12 requests to {scripted.url} had no reply" in message
+    assert f"kept in {out}.judge.jsonl" in message and "the same command asks for the rest" in message
+    assert read_provenance(out)["parity"] == {"missing_replies": 10}
+
+    scripted.asked, scripted.script = [], honest
+    assert main(command) == 0
+    found = json.loads((out / "words.json").read_text(encoding="utf-8"))["judge"]
+    assert (found["kept"], found["missing"], found["from_cache"]) == (24, 0, 2)
+    assert len(scripted.asked) == 10 and read_provenance(out)["parity"] == {"missing_replies": 0}
+
+    capsys.readouterr()
+    assert main(command) == 0 and len(scripted.asked) == 10
+    assert "complete and of these inputs already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from train.cleaning.features import read_features
 from train.cleaning.geometry import NAMES, geometry_features, longest_arc
 from train.cleaning.vision import native_spec, vision_features
 from train.loading import encode, load_checkpoint
-from train.sources.rows import rows_of_grids
+from train.sources.rows import Rows, rows_of_grids
+from wafervlm.errors import FileFormatError, UsageError
 from wafervlm.render import RenderSpec, render
 from wafervlm.task import Task
 from wafervlm.wafermap import WaferMap, transform
@@ -78,17 +80,67 @@ def test_a_size_that_the_checkpoint_does_not_take_is_replaced(family_checkpoint:
     assert spec.height == spec.width and spec.height % (images.patch_size * images.merge_size) == 0
 
 
-def test_kept_features_are_taken_for_the_same_maps_only(
-    tiny_checkpoint: Path, tmp_path: Path, synthetic_wafers: list[tuple[WaferMap, str]]
-) -> None:
-    keep, spec = tmp_path / "features.npz", RenderSpec(64, 64)
-    rows = rows_of_grids(
+@pytest.fixture
+def few(synthetic_wafers: list[tuple[WaferMap, str]]) -> Rows:
+    return rows_of_grids(
         [w.dies for w, _ in synthetic_wafers[:4]], [label for _, label in synthetic_wafers[:4]]
     )
-    first = read_features(rows, tiny_checkpoint, spec=spec, keep=keep)
+
+
+@pytest.mark.parametrize("name", ["features.npz", "features", "kept.features.v2", "deeper/features"])
+def test_kept_features_are_taken_for_the_same_maps_only(
+    name: str, tiny_checkpoint: Path, tmp_path: Path, few: Rows
+) -> None:
+    keep, spec = tmp_path / "kept" / name, RenderSpec(64, 64)
+    first = read_features(few, tiny_checkpoint, spec=spec, keep=keep)
     written = keep.stat().st_mtime_ns
-    again = read_features(rows, tiny_checkpoint, spec=spec, keep=keep)
+    again = read_features(few, tiny_checkpoint, spec=spec, keep=keep)
     assert keep.stat().st_mtime_ns == written
     np.testing.assert_array_equal(first.vision, again.vision)
-    fewer = read_features(rows.take([0, 2]), tiny_checkpoint, spec=spec, keep=keep)
+    fewer = read_features(few.take([0, 2]), tiny_checkpoint, spec=spec, keep=keep)
     np.testing.assert_allclose(fewer.geometry, first.geometry[[0, 2]])
+    assert [path for path in (tmp_path / "kept").rglob("*") if path.is_file()] == [keep]
+
+
+def npy(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
+def spoiled(path: Path) -> None:
+    np.savez_compressed(path, geometry=np.arange(999))
+    data = bytearray(path.read_bytes())
+    data[100:110] = b"\xff" * 10
+    path.write_bytes(data)
+
+
+OTHER_FILES: dict[str, Callable[[Path], object]] = {
+    "another archive": lambda path: np.savez(path, maps=np.zeros(3), labels=np.array(["a"])),
+    "a lone array": npy,
+    "text": lambda path: path.write_text("maps and labels, no archive"),
+    "nothing": lambda path: path.touch(),
+    "a cut archive": lambda path: path.write_bytes(b"PK\x03\x04 and no more"),
+    "a spoiled archive": spoiled,
+    "a folder": lambda path: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_FILES)
+def test_another_file_is_not_taken_for_kept_features(
+    what: str, tiny_checkpoint: Path, tmp_path: Path, few: Rows
+) -> None:
+    path = tmp_path / "maps.npz"
+    OTHER_FILES[what](path)
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(FileFormatError, match=r"maps\.npz holds no features that wafervlm data clean kept"):
+        read_features(few, tiny_checkpoint, spec=RenderSpec(64, 64), keep=path)
+    assert before is None or path.read_bytes() == before
+
+
+def test_features_that_could_not_be_kept_are_not_computed(
+    tiny_checkpoint: Path, tmp_path: Path, few: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("train.cleaning.features._compute", lambda *_: pytest.fail("computed for nothing"))
+    with pytest.raises(UsageError, match="features cannot be written"):
+        read_features(few, tiny_checkpoint, keep=tmp_path / "file" / "features")

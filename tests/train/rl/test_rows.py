@@ -9,11 +9,16 @@ from typing import Any
 
 import pytest
 
-from train.dataset import read_split
+from tests.train.rl.toy import brief
+from train.dataset import dataset_task, read_split
+from train.loading import load_processor
+from train.rl.assembly import read_course
+from train.rl.prompts import Prompts
 from train.rl.reward import RuleJudge
 from train.rl.rows import chosen_rows, read_policy_rows
 from train.rl.settings import RewardSettings
-from train.vqa.build import RL
+from train.rubrics.findings import ERRORS
+from train.vqa.build import DESCRIPTIONS, RL
 from train.vqa.descriptions import QUESTIONS
 from train.vqa.rows import read_list
 from wafervlm.errors import DatasetError
@@ -24,10 +29,19 @@ def copied(words: Path, tmp_path: Path) -> Path:
     return shutil.copytree(words, tmp_path / "words")
 
 
-def rewrite(folder: Path, change: Any) -> None:
-    entries = read_list(folder / RL)
+def rewrite(folder: Path, change: Any, name: str = RL) -> None:
+    entries = read_list(folder / name)
     change(entries)
-    (folder / RL).write_text(json.dumps(entries))
+    (folder / name).write_text(json.dumps(entries))
+
+
+def contradict(entry: dict[str, Any]) -> None:
+    entry["must_avoid"] = [*entry["must_avoid"], entry["must_hit"][0]]
+
+
+def of_train(entries: list[dict[str, Any]], **wanted: str) -> list[dict[str, Any]]:
+    wanted["part"] = "train"
+    return [entry for entry in entries if all(entry[key] == value for key, value in wanted.items())]
 
 
 def test_every_row_has_its_own_dies(words: Path) -> None:
@@ -118,3 +132,142 @@ def test_a_choice_holds_every_class(words: Path) -> None:
     assert Counter(row.label for row in chosen) == dict.fromkeys({row.label for row in rows}, 2)
     assert [row.id for row in chosen] == [row.id for row in chosen_rows(rows, 18, seed=1)]
     assert chosen_rows(rows, 0, seed=1) == rows
+
+
+DEFECTS = {
+    "contradiction": contradict,
+    "broken-phrase": lambda entry: entry["must_avoid"].append("center (0"),
+    "avoid-inside-hit": lambda entry: entry.update(
+        must_hit=["one closed ring"], must_avoid=["ring"], reference_answer="There is one closed ring."
+    ),
+    "reference-misses": lambda entry: entry.update(must_hit=["a seventh corner"]),
+    "class-named": lambda entry: entry.update(
+        wafer_label=["Edge-Ring"],
+        prompt=[
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Why an edge ring?"}]}
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DEFECTS)
+def test_a_defective_row_is_not_learned_from(
+    kind: str, copied: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = brief(tmp_path / "a", tmp_path, copied)
+    before = [row.id for row in read_course(settings).train]
+    rewrite(copied, lambda entries: DEFECTS[kind](of_train(entries)[4]))
+    spoiled = of_train(read_list(copied / RL))[4]["id"]
+    with caplog.at_level(logging.WARNING):
+        after = [row.id for row in read_course(settings).train]
+    assert after == [name for name in before if name != spoiled] and len(after) == len(before) - 1
+    assert f"1 rows of part train are left out: {ERRORS[kind]}; the first is {spoiled}" in caplog.text
+
+
+@pytest.mark.parametrize("group", ["dimension root_cause", "difficulty medium"])
+def test_defects_that_leave_nothing_of_a_group_are_refused(copied: Path, tmp_path: Path, group: str) -> None:
+    key, _, value = group.partition(" ")
+    settings = brief(tmp_path / "a", tmp_path, copied)
+
+    def spoil(entries: list[dict[str, Any]]) -> None:
+        for entry in of_train(entries, **{key: value}):
+            contradict(entry)
+
+    rewrite(copied, spoil)
+    says = f"defects leave no row of {group} in .* to learn from; in row .*: it is both in must_hit and"
+    with pytest.raises(DatasetError, match=says):
+        read_course(settings)
+    # One sound row is enough.
+    rewrite(copied, lambda entries: of_train(entries, **{key: value})[0]["must_avoid"].pop())
+    assert [getattr(row.row, key) for row in read_course(settings).train].count(value) == 1
+
+
+def test_a_defective_description_is_not_learned_from(
+    copied: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = brief(tmp_path / "a", tmp_path, copied, data__descriptions=True)
+    before = {row.id for row in read_course(settings).train}
+    spoiled = of_train(read_list(copied / RL), dimension="root_cause")[0]
+
+    def avoid_the_candidate(entries: list[dict[str, Any]]) -> None:
+        for entry in entries:
+            if entry["image"] == spoiled["image"]:
+                causes = entry["rubric"]["root_cause_rubric"]
+                causes["root_cause_avoid"] = causes["potential_causes"][:1]
+
+    assert spoiled["rubric"]["root_cause_rubric"]["potential_causes"]
+    rewrite(copied, avoid_the_candidate)
+    with caplog.at_level(logging.WARNING):
+        after = {row.id for row in read_course(settings).train}
+    assert before - after == {f"{spoiled['image'].removesuffix('.png')}-rl-full"}
+    assert ERRORS["contradiction"] in caplog.text
+
+
+def test_a_difficulty_that_no_row_has_is_warned_of(
+    copied: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = brief(tmp_path / "a", tmp_path, copied)
+    with caplog.at_level(logging.WARNING):
+        read_course(settings)
+    assert "the curriculum goes without" not in caplog.text
+
+    def ease(entries: list[dict[str, Any]]) -> None:
+        for entry in entries:
+            entry["difficulty"] = "easy"
+
+    rewrite(copied, ease)
+    with caplog.at_level(logging.WARNING):
+        course = read_course(settings)
+    assert "the curriculum goes without medium and hard: part train has no such row" in caplog.text
+    assert {course.curriculum.level(k) for k in range(len(course.curriculum))} == {0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda told: told[2].pop("image"), "entry 2 of .* must name an image and give its full description"),
+        (lambda told: told[2].update(image=3), "entry 2 of .* must name an image"),
+        (lambda told: told[2]["descriptions"].pop("full"), "entry 2 of .* must name an image"),
+        (lambda told: told[2].update(descriptions="A ring."), "entry 2 of .* must name an image"),
+        (lambda told: told.insert(2, "A ring."), "entry 2 of .* must name an image"),
+        (
+            lambda told: told.pop(0),
+            r"does not describe .*\.png, which row .* is about; write the folder anew",
+        ),
+    ],
+)
+def test_descriptions_that_are_missing_are_named(copied: Path, change: Any, message: str) -> None:
+    rewrite(copied, change, DESCRIPTIONS)
+    with pytest.raises(DatasetError, match=message):
+        read_policy_rows(copied, descriptions=True)
+    assert read_policy_rows(copied)["train"].rows
+
+
+def test_a_system_turn_may_be_plain_text(copied: Path, tiny_checkpoint: Path) -> None:
+    task = dataset_task(copied)
+    prompts = Prompts(load_processor(tiny_checkpoint), task, tags=True)
+    parts = prompts.chat(read_policy_rows(copied)["train"].rows[0])
+
+    def flatten(entries: list[dict[str, Any]]) -> None:
+        for entry in entries:
+            entry["prompt"][0]["content"] = entry["prompt"][0]["content"][0]["text"]
+
+    rewrite(copied, flatten)
+    row = read_policy_rows(copied)["train"].rows[0]
+    assert isinstance(row.row.prompt[0]["content"], str)
+    assert prompts.chat(row)[0] == parts[0]
+    assert prompts.length(row) > 10
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, 3, ["look"], [{"type": "image"}], [{"type": "text"}], [{"type": "text", "text": None}]],
+)
+def test_a_turn_that_is_no_text_is_named(copied: Path, content: Any) -> None:
+    rewrite(copied, lambda entries: entries[3]["prompt"][0].update(content=content))
+    with pytest.raises(DatasetError, match="prompt of row 3 .* must hold text beside its one image"):
+        read_policy_rows(copied)
+    user = [{"type": "image"}, *(content if isinstance(content, list) else [content])]
+    rewrite(copied, lambda entries: entries[3].update(prompt=[{"role": "user", "content": user}]))
+    with pytest.raises(DatasetError, match="prompt of row 3 .*image"):
+        read_policy_rows(copied)

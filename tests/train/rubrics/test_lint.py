@@ -65,6 +65,34 @@ PLANTS: dict[str, tuple[Callable[[Row], object], str, str]] = {
     "no dimension": (lambda row: row.pop("dimension"), "unknown-dimension", ""),
     "unknown dimension": (lambda row: row.update(dimension="colour"), "unknown-dimension", ""),
     "no image": (lambda row: row.update(image=""), "no-image", ""),
+    "no hits": (lambda row: row.pop("must_hit"), "malformed", ""),
+    "no hits and no avoids": (
+        lambda row: [row.pop(key) for key in ("must_hit", "must_avoid", "dimension")],
+        "malformed",
+        "",
+    ),
+    "a rubric and a prompt alone": (
+        lambda row: [row.pop(key) for key in set(row) - {"id", "image", "prompt", "rubric"}],
+        "malformed",
+        "",
+    ),
+    "a reference alone": (
+        lambda row: [row.pop(key) for key in set(row) - {"id", "image", "reference_answer"}],
+        "malformed",
+        "",
+    ),
+    "a rubric alone": (
+        lambda row: [row.pop(key) for key in set(row) - {"id", "image", "rubric"}],
+        "malformed",
+        "",
+    ),
+    "no avoids": (lambda row: row.pop("must_avoid"), "malformed", ""),
+    "no column": (lambda row: [row.pop(key) for key in set(row) - {"id"}], "malformed", ""),
+    "no rubric": (lambda row: row.pop("rubric"), "malformed", ""),
+    "empty rubric": (lambda row: row.update(rubric={}), "malformed", ""),
+    "list for a rubric": (lambda row: row.update(rubric=["a closed ring"]), "malformed", ""),
+    "number for a rubric": (lambda row: row.update(rubric="3"), "malformed", ""),
+    "unknown difficulty": (lambda row: row.update(difficulty="simple"), "unknown-difficulty", ""),
     "hits no list": (lambda row: row.update(must_hit="closed ring, dense"), "malformed", ""),
     "rubric no JSON": (lambda row: row.update(rubric="{cut"), "malformed", "{cut"),
     "repeated": (lambda row: row["must_avoid"].append("Small clusters"), "duplicate", "Small clusters"),
@@ -94,6 +122,21 @@ PLANTS: dict[str, tuple[Callable[[Row], object], str, str]] = {
         lambda row: row.update(prompt="Where is the edge ring?", wafer_label=["Edge-Ring"]),
         "class-named",
         "Edge-Ring",
+    ),
+    "one class of several named": (
+        lambda row: row.update(prompt="Is there a scratch?", wafer_label=["Center+Scratch"]),
+        "class-named",
+        "Scratch",
+    ),
+    "everyday class asked for": (
+        lambda row: row.update(prompt="What type of pattern is in the center?", wafer_label=["Center"]),
+        "class-named",
+        "Center",
+    ),
+    "everyday word": (
+        lambda row: row.update(prompt="How far is it from the center?", wafer_label=["Center"]),
+        "class-word",
+        "Center",
     ),
 }
 
@@ -228,52 +271,6 @@ def test_zero_advantage_of_sampled_completions(tmp_path: Path) -> None:
     path.write_text(json.dumps({"id": "Edge-Ring-0-morphology", "completions": [good]}))
     with pytest.raises(DatasetError, match="has 1 completions; a group has two or more"):
         linted(tmp_path, sound_rows(), completions=path)
-
-
-def test_a_folder_with_vqa_rows_beside(tmp_path: Path) -> None:
-    write(tmp_path / "rl.json", sound_rows())
-    question = {
-        "id": "q",
-        "image": "a.png",
-        "query": "Where?",
-        "answer": "There.",
-        "question_type": "spatial",
-    }
-    bad = [{**question, "id": "r", "image": None}, {**question, "id": "s", "question_type": "taste"}]
-    write(tmp_path / "sft.json", [question, *bad])
-    (tmp_path / "provenance.json").write_text("{}")
-    report = lint(tmp_path)
-    assert report.vqa_rows == 3
-    assert [(finding.kind, finding.row) for finding in report.findings] == [
-        ("no-image", "r"),
-        ("unknown-dimension", "s"),
-    ]
-
-
-def test_json_lines_wrapped_lists_and_phrases_as_json_text(tmp_path: Path) -> None:
-    rows = [
-        row | {"must_hit": json.dumps(row["must_hit"]), "rubric": json.dumps(row["rubric"])}
-        for row in sound_rows()
-    ]
-    lines = tmp_path / "rl.jsonl"
-    lines.write_text("\n".join(json.dumps(row) for row in rows))
-    wrapped = tmp_path / "wrapped.json"
-    wrapped.write_text(json.dumps({"data": rows}))
-    for path in (lines, wrapped):
-        report = lint(path)
-        assert report.passed and report.scored == 72
-
-
-def test_what_holds_no_rows(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="does not exist"):
-        lint(tmp_path / "missing")
-    with pytest.raises(DatasetError, match="holds no RL rows"):
-        lint(tmp_path)
-    (tmp_path / "cut.json").write_text('[{"must_hit": ')
-    with pytest.raises(DatasetError, match="cannot read the rows in .*cut.json"):
-        lint(tmp_path)
-    with pytest.raises(DatasetError, match="row 0 of .* must be an object, not int"):
-        lint(write(tmp_path / "numbers.json", [1, 2]))  # type: ignore[list-item]
 
 
 def test_the_patterns_of_the_sound_set_are_apart() -> None:

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from tests.train.vqa.conftest import ScriptedModel, completion, drafted
+from train.artefact import read_provenance
+from train.data_commands import data
 from train.synthetic import wafers
 from train.vqa.build import VqaConfig, build_vqa
 from train.vqa.causes import default_causes
-from train.vqa.endpoint import Endpoint, EndpointSettings, ReplyCache
-from train.vqa.rewrite import GIVE_UP, Draft, Report, fault, rewrite
-from wafervlm.errors import ConfigError, ProviderError, UsageError
+from train.vqa.endpoint import GIVE_UP, Endpoint, EndpointSettings, ReplyCache
+from train.vqa.rewrite import Draft, Report, fault, rewrite
+from wafervlm.errors import ProviderError
 from wafervlm.geometry import measure
 
 CAUSES = default_causes()
@@ -127,7 +130,7 @@ def test_a_slow_endpoint_is_left(model: ScriptedModel, tmp_path: Path) -> None:
 
     model.script = slow
     _, report = asked(model.url, tmp_path / "cache", timeout=0.2)
-    assert dict(report.dropped) == {"too slow": 1}
+    assert dict(report.dropped) == {"too slow": 1} and report.missing == 1
 
 
 def test_an_endpoint_that_is_down_is_not_asked_for_ever(model: ScriptedModel, tmp_path: Path) -> None:
@@ -135,8 +138,59 @@ def test_an_endpoint_that_is_down_is_not_asked_for_ever(model: ScriptedModel, tm
     _, report = asked(model.url, tmp_path / "cache", GIVE_UP + 20)
     assert report.dropped["cannot be reached"] >= GIVE_UP
     assert report.dropped["not asked, the endpoint is down"] >= 15
-    assert report.dropped.total() == GIVE_UP + 20
+    assert report.dropped.total() == report.missing == GIVE_UP + 20
     model.close = lambda: None  # type: ignore[method-assign]
+
+
+def test_a_request_that_is_at_fault_does_not_mean_that_the_endpoint_is_down(
+    model: ScriptedModel, tmp_path: Path
+) -> None:
+    model.script = lambda body: (400, {"error": {"message": "too long"}})
+    _, report = asked(model.url, tmp_path / "cache", GIVE_UP + 4)
+    assert dict(report.dropped) == {"status 400": GIVE_UP + 4} and report.missing == 0
+    # One amid failures shows that the endpoint is up.
+    model.script = lambda body: (400 if len(model.asked) % GIVE_UP == 0 else 503, {"error": "no"})
+    _, report = asked(model.url, tmp_path / "cache", 3 * GIVE_UP)
+    assert report.dropped["not asked, the endpoint is down"] == 0
+    assert report.missing == report.dropped["status 503"] > 2 * GIVE_UP
+
+
+def test_after_a_burst_of_refusals_to_serve_the_rest_may_be_asked_again(
+    model: ScriptedModel, tmp_path: Path
+) -> None:
+    def busy(body: dict[str, Any]) -> tuple[int, Any]:
+        return completion(OTHER) if len(model.asked) <= 3 else (429, {"error": "slow down"})
+
+    model.script = busy
+    texts, report = asked(model.url, tmp_path / "cache", GIVE_UP + 10)
+    assert len(texts) == 3 and len(model.asked) == 3 + GIVE_UP
+    assert report.missing == GIVE_UP + 7 and report.dropped["not asked, the endpoint is down"] == 7
+    model.script = lambda body: completion(OTHER)
+    texts, report = asked(model.url, tmp_path / "cache", GIVE_UP + 10)
+    assert len(texts) == GIVE_UP + 10 and (report.missing, report.from_cache) == (0, 3)
+
+
+def test_an_endpoint_that_is_down_takes_nothing_from_what_is_kept(
+    model: ScriptedModel, tmp_path: Path
+) -> None:
+    """Kept replies stand before, amid and behind those that cannot be had."""
+    model.script = lambda body: completion(OTHER)
+    asked(model.url, tmp_path / "cache", 2)
+    endpoint = Endpoint(settings(model.url), ReplyCache(tmp_path / "cache"))
+    model.script = lambda body: (503, {"error": "down"})
+    known, unknown = (Draft(n, f"Describe {n}.", TEXT, "Center", draft().measured) for n in ("0", "new"))
+    drafts = [known, unknown] * (GIVE_UP + 2)
+    _, report = rewrite(drafts, endpoint, CAUSES, workers=1)
+    assert report.kept == report.from_cache == GIVE_UP + 2
+    assert dict(report.dropped) == {"status 503": GIVE_UP, "not asked, the endpoint is down": 2}
+
+
+def test_a_completion_without_text_is_paid_for_once(model: ScriptedModel, tmp_path: Path) -> None:
+    model.script = lambda body: completion(None)
+    _, first = asked(model.url, tmp_path / "cache")
+    assert first.prompt_tokens == 100 and first.missing == 0
+    _, second = asked(model.url, tmp_path / "cache")
+    assert len(model.asked) == 1 and dict(second.dropped) == {"nonsense": 1}
 
 
 def test_a_failed_request_is_tried_again(model: ScriptedModel, tmp_path: Path) -> None:
@@ -156,28 +210,6 @@ def test_a_wrong_key_ends_it_with_what_to_check(model: ScriptedModel, tmp_path: 
     model.script = lambda body: (401, {"error": {"message": "bad key"}})
     with pytest.raises(ProviderError, match="check the URL, the model's name and the key in"):
         asked(model.url, tmp_path / "cache", 3)
-
-
-def test_the_cache_survives_a_line_that_was_cut(tmp_path: Path) -> None:
-    from train.vqa.endpoint import Reply
-
-    cache = ReplyCache(tmp_path / "cache")
-    cache.put("a", Reply("one", "stop", 3, 4))
-    with (tmp_path / "cache").open("a") as file:
-        file.write('{"key": "b", "rep')
-    found = ReplyCache(tmp_path / "cache").get("a")
-    assert found == Reply("one", "stop", 3, 4, cached=True)
-    (tmp_path / "cache").write_text("no cache\nat all\n")
-    with pytest.raises(ConfigError, match="line 1 of .* is no kept reply"):
-        ReplyCache(tmp_path / "cache")
-
-
-@pytest.mark.parametrize(
-    "values", [{"url": "localhost:8000"}, {"model": ""}, {"retries": -1}, {"timeout": 0}, {"workers": 0}]
-)
-def test_settings_that_cannot_be_meant_are_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        EndpointSettings(**{"url": "http://x/v1", "model": "m", **values})
 
 
 def test_the_dataset_holds_what_was_kept_and_the_rest_as_it_was(
@@ -208,3 +240,37 @@ def test_the_dataset_holds_what_was_kept_and_the_rest_as_it_was(
     assert untouched
     assert all(entry["descriptions"]["full"] == before[entry["id"]] for entry in untouched)
     assert (tmp_path / "words.replies.jsonl").is_file()
+
+
+def test_an_outage_is_an_error_and_the_same_command_completes(
+    model: ScriptedModel, synthetic_dataset: Path, tmp_path: Path
+) -> None:
+    def up(body: dict[str, Any]) -> tuple[int, Any]:
+        return completion(drafted(body).replace("lie mostly in", "are mainly in"))
+
+    out = tmp_path / "words"
+    words = ["vqa", str(synthetic_dataset), "-o", str(out), "--per-class", "1", "--rewrite", model.url]
+    words += ["--model", "scripted", "--retries", "0", "--workers", "1", "--json"]
+    model.script = lambda body: up(body) if len(model.asked) <= 5 else (503, {"error": "down"})
+    failed = CliRunner().invoke(data, words)
+    told = json.loads(failed.stdout)["rewrite"]
+    kept = told["kept"]
+    assert kept >= 3 and told["missing"] > 2 * GIVE_UP and isinstance(failed.exception, ProviderError)
+    message = f"{told['missing']} of {told['asked']} requests to {model.url} had no reply"
+    assert str(failed.exception).startswith(message)
+    assert f"kept in {out}.replies.jsonl" in str(failed.exception)
+    assert "next:" not in failed.stderr
+    assert read_provenance(out)["parity"] == {"missing_replies": told["missing"]}
+    before = (out / "descriptions.json").read_text(encoding="utf-8").count("are mainly in")
+
+    paid, model.asked, model.script = model.asked[:5], [], up
+    done = CliRunner().invoke(data, words, catch_exceptions=False)
+    told = json.loads(done.stdout)["rewrite"]
+    assert done.exit_code == 0 and told["missing"] == 0 and told["kept"] > 20 * kept
+    assert model.asked and not any(body in model.asked for body in paid)
+    assert read_provenance(out)["parity"] == {"missing_replies": 0}
+    assert (out / "descriptions.json").read_text(encoding="utf-8").count("are mainly in") > before
+
+    model.asked = []
+    assert "nothing to do" in CliRunner().invoke(data, words, catch_exceptions=False).stderr
+    assert not model.asked
