@@ -121,8 +121,8 @@ def _rows(vqa: Path) -> list[Example]:
 def _words_batches(
     settings: Settings, checkpoint: Checkpoint, task: Task, samples: list[Sample]
 ) -> Callable[[], Iterator[Batch]]:
-    """A function that gives batches in which every one of ``samples`` is asked about in words, the same each
-    time."""
+    """A function that gives batches in which every one of ``samples`` is asked about in words, or for its
+    class where there is nothing to ask, the same each time."""
     examples, batch = task_examples(samples, task), settings.train.batch
     order = Order([e.label for e in examples], [False] * len(examples), 0, balance=False)
     wording = Wording(1.0, 0, batch, Mix(unsaid=settings.data.unsaid))

@@ -56,7 +56,8 @@ class DataSettings:
     """Draw all classes equally often; false draws maps as often as they are there."""
     words: float = 0.0
     """Share of the batches that ask for words, not for the class: descriptions and questions as in
-    `wafervlm data vqa`, answered by what is measured on the dies as they are shown."""
+    `wafervlm data vqa`, answered by what is measured on the dies as they are shown. Where label and dies
+    disagree whether the pattern has a place, the class is asked."""
     unsaid: float = 0.0
     """Chance that a description leaves out a statement other than share, zone and clock position: so trained,
     the model says only what it holds to be right with more than 0.5 / (1 - unsaid)."""
@@ -79,6 +80,7 @@ class DataSettings:
             not self.vqa or self.words > 0, "data.words", self.words, "above 0 where data.vqa names a folder"
         )
         require(0 <= self.unsaid < 0.5, "data.unsaid", self.unsaid, "0 or more and below 0.5")
+        require(not self.unsaid or self.words > 0, "data.words", self.words, "above 0 where data.unsaid is")
         require(
             not (self.vqa and self.unsaid),
             "data.unsaid",

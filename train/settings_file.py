@@ -44,8 +44,8 @@ def read_table(path: Path) -> dict[str, Any]:
 def settings_of(
     cls: type[T], path: Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
 ) -> T:
-    """Read the TOML file ``path`` into any settings class ``cls`` of nested dataclasses; ``overrides`` and
-    ``values`` win as in ``read_settings``.
+    """Read the TOML file ``path`` into any settings class ``cls`` of nested dataclasses; ``overrides``
+    (``key=value`` with a TOML value) and then ``values`` (dotted key to value) win over what it says.
 
     Raises ConfigError for an unknown key, with the nearest known one, a wrong type and a wrong value.
     """
@@ -93,6 +93,7 @@ def _fields(cls: type) -> list[tuple[dataclasses.Field[Any], Any]]:
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of nested tables, in order."""
     for key, value in table.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -101,6 +102,7 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def parse_override(text: str) -> tuple[str, Any]:
+    """Key and value of ``key=value`` with a TOML value, or a bare word. Raises ConfigError without a "="."""
     key, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"{text!r} is not key=value, as in train.batch=16")
@@ -112,6 +114,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def nearest(key: str, known: list[str]) -> str:
+    """What to say of a ``key`` that is not known: the nearest of those that are, or all of them."""
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not near:
         tails = {name.rpartition(".")[2]: name for name in known}
@@ -121,6 +124,8 @@ def nearest(key: str, known: list[str]) -> str:
 
 
 def build(cls: type[T], flat: Mapping[str, Any], prefix: str = "") -> T:
+    """The settings class ``cls`` from dotted keys; what they do not hold has its default. Raises ConfigError
+    for a wrong type or value."""
     values: dict[str, Any] = {}
     for f, kind in _fields(cls):
         key = prefix + f.name

@@ -1,7 +1,8 @@
 """Batches that ask for words: which they are, and what is asked and answered about the dies as shown.
 
-Whole batches ask for words or for the class, since the one is three times as long as the other. Which they
-are, and what is said, is a function of the seed and of the place in the order alone.
+Whole batches ask for words or for the class, since the one is three times as long as the other; a map of
+which nothing is to be said is asked for its class all the same. Which they are, and what is said, is a
+function of the seed and of the place in the order alone.
 """
 
 from __future__ import annotations

@@ -187,4 +187,6 @@ def _recall(found: Sequence[Checked], case: Case) -> float:
 
 
 def _topic(claim: Claim) -> tuple[str, str | None, bool]:
-    return claim.kind, claim.subject, claim.negated
+    # Whichever way the main zone is told.
+    zone = claim.kind == "zone" and claim.subject in ZONED
+    return claim.kind, None if zone else claim.subject, claim.negated

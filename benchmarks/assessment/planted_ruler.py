@@ -27,6 +27,7 @@ from wafervlm.claims.check_places import (
     CLEAR_PART,
     CLEAR_SHARE,
     NEAR_CONTRAST,
+    NEARLY_OUT,
     SIDES,
     ZONE_SLACK,
     within_count,
@@ -98,7 +99,8 @@ def _zone(claim: Claim, planted: Planted) -> Told:
     if planted.kind in EVERYWHERE:
         return False
     if claim.subject is None:
-        return planted.zones[claim.plain] >= NEAR_CONTRAST * max(planted.zones.values())
+        highest = max(planted.zones.values())
+        return highest >= NEARLY_OUT * planted.share and planted.zones[claim.plain] >= NEAR_CONTRAST * highest
     there = _there(claim, planted)
     if not there:
         return there

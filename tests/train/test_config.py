@@ -113,6 +113,7 @@ def test_unknown_key_without_a_neighbour_lists_all() -> None:
         ("data.tune_maps", -1, "0 or more"),
         ("data.words", 1.0, "below 1"),
         ("data.unsaid", 0.5, "below 0.5"),
+        ("data.unsaid", -0.1, "0 or more"),
         ("data.augment", True, "one of none, symmetries, strong"),
         ("data.augment", "strongly", "did you mean 'strong'"),
         ("model.max_length", 3, "16 or more"),
@@ -126,6 +127,8 @@ def test_wrong_value_is_refused(key: str, value: object, says: str) -> None:
 def test_rows_of_words_are_taken_whole() -> None:
     with pytest.raises(ConfigError, match=r"data.unsaid is 0.3; .*0 where data.vqa names a folder"):
         settings_from({"data": {"vqa": "runs/vqa", "words": 0.5, "unsaid": 0.3}})
+    with pytest.raises(ConfigError, match=r"data.words is 0.0; .*above 0 where data.unsaid"):
+        settings_from({"data": {"unsaid": 0.3}})
     with pytest.raises(ConfigError, match=r"data.words is 0.0; .*above 0 where data.vqa"):
         settings_from({"data": {"vqa": "runs/vqa"}})
 

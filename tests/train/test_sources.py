@@ -71,6 +71,10 @@ def test_npz_missing_array_and_not_a_zip(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", maps=A.ravel())
     with pytest.raises(FileFormatError, match="no array 'offsets'"):
         read_source(tmp_path / "a.npz")
+    with (tmp_path / "c.npz").open("wb") as file:
+        np.save(file, A)
+    with pytest.raises(FileFormatError, match="not a .npz of plain arrays"):
+        read_npz(tmp_path / "c.npz")
     (tmp_path / "b.npz").write_bytes(b"not a zip")
     with pytest.raises(FileFormatError, match="not a .npz file"):
         read_source(tmp_path / "b.npz")

@@ -33,9 +33,7 @@ PATH = click.Path(path_type=Path)
     show_default=True,
     help="Suspects on the sheet.",
 )
-@click.option(
-    "--features", type=PATH, metavar="FILE", help="Keep features in FILE (.npz); a second run is quick."
-)
+@click.option("--features", type=PATH, metavar="FILE", help="Keep features in FILE; a second run is quick.")
 @click.option(
     "--task",
     "task_file",

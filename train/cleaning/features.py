@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +56,7 @@ def read_features(
 def _stored(keep: Path) -> dict[str, Any]:
     try:
         return load_arrays(keep, _STORED)
-    # numpy reads a lone array too, which is no archive.
-    except (FileFormatError, TypeError, zlib.error):
+    except FileFormatError:
         raise FileFormatError(
             f"{keep} holds no features that wafervlm data clean kept; name another file, which is then "
             "written, or remove it"

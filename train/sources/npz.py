@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,17 @@ def read_npz(path: Path) -> Rows:
     return with_digests(rows, path)
 
 
+# What numpy raises where a file is none, is cut or spoiled, or holds objects; of a lone array, which it reads
+# too, that it is no archive.
+_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError)
+
+
 def load_arrays(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
     """All arrays of a .npz, never unpickling. Raises FileFormatError where one of ``needed`` is missing."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except _UNREADABLE as error:
         raise FileFormatError(f"{path} is not a .npz of plain arrays: {error}") from None
     missing = [name for name in needed if name not in arrays]
     if missing:

@@ -66,8 +66,14 @@ def contradicted(facts: Facts, claims: Iterable[Claim]) -> list[str]:
         text
         for claim in claims
         for text, wrong in avoids(claim)
-        if facts.verdict(wrong) is Verdict.CONTRADICTED and not _covered(wrong, span)
+        if all(facts.verdict(reading) is Verdict.CONTRADICTED for reading in _readings(wrong))
+        and not _covered(wrong, span)
     ]
+
+
+def _readings(claim: Claim) -> list[Claim]:
+    """What the phrase of ``claim`` may say: a zone is one of the failing dies or of the pattern."""
+    return [claim, Claim("zone", ("pattern", claim.plain))] if claim.kind == "zone" else [claim]
 
 
 def first_of(*kinds: str, tried: Tried | None = None, without: str = "") -> Answerer:
@@ -87,9 +93,9 @@ def first_of(*kinds: str, tried: Tried | None = None, without: str = "") -> Answ
 
 
 def main_zone(facts: Facts) -> list[Claim]:
-    """The main zone, of the failing dies or of the pattern."""
-    zone = facts.geometry.main_zone
-    return [] if zone is None else [Claim("zone", zone), Claim("zone", ("pattern", zone))]
+    """The main zone of the failing dies, where one stands out."""
+    zone = facts.geometry.main_zone if facts.geometry.zone_stands_out else None
+    return [] if zone is None else [Claim("zone", zone)]
 
 
 def quadrants(_: Facts) -> list[Claim]:
@@ -210,10 +216,10 @@ def two_stated(first: Sequence[str], second: Sequence[str]) -> Answerer:
 
 
 def _asked_for(claim: Claim) -> bool:
-    """Whether a claim is about the pattern as a whole, where it is one of place, and a number where that is
+    """Whether a claim is about the wafer as a whole, where it is one of place, and a number where that is
     asked for."""
     counted = claim.kind != "clusters" or claim.value != "any"
-    return counted and (claim.subject is None or claim.kind not in PLACED)
+    return counted and (claim.subject is None or claim.kind not in (*PLACED, "zone"))
 
 
 def _covered(claim: Claim, span: tuple[int, int] | None) -> bool:

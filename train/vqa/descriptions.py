@@ -106,9 +106,7 @@ def _values(claims: Sequence[Claim]) -> dict[str, Any]:
     for claim in claims:
         name = f"{claim.subject} {claim.kind}" if claim.subject else claim.kind
         value = list(claim.plain) if isinstance(claim.plain, tuple) else claim.plain
-        named[name] = (
-            False if claim.negated and value == "any" else f"not {value}" if claim.negated else value
-        )
+        named[name] = not claim.negated if value == "any" else f"not {value}" if claim.negated else value
     return named
 
 

@@ -82,7 +82,7 @@ _OTHERS: dict[str, Callable[[Any], list[Any]]] = {
     "clock": _turned,
     "quadrant": _among("upper left", "upper right", "lower left", "lower right"),
     "side": _among("top", "right", "bottom", "left"),
-    "clusters": _among(0, 1, 2, 3),
+    "clusters": lambda value: [0] if value == "any" else _among(0, 1, 2, 3)(value),
     "size": _scaled(2, 5000),
     "extent": _scaled(3, 120),
     "density": _among("dense", "sparse"),

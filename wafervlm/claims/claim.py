@@ -18,7 +18,8 @@ MORPHOLOGY = (
 )
 KINDS = (*SPATIAL, *MORPHOLOGY)
 
-# Structures that a claim about a place can be about; without one it is about the dominating structure.
+# Structures that a claim about a place can be about; without one it is about the dominating structure, a zone
+# about the failing dies.
 CLUSTERS = ("largest cluster", "second cluster", "third cluster")
 SUBJECTS = (*CLUSTERS, "cluster", "line", "ring", "gap", "pattern")
 
@@ -73,7 +74,7 @@ class Claim:
 
     @property
     def subject(self) -> str | None:
-        """The structure that the claim names, None for the dominating one."""
+        """The structure that the claim names, None for the dominating one, of a zone for the failing dies."""
         named = isinstance(self.value, tuple) and self.value[0] in SUBJECTS
         return str(self.value[0]) if named and isinstance(self.value, tuple) else None
 

@@ -61,7 +61,10 @@ _LIST_GOES_ON = re.compile(
 # "a cluster of 40 failing dies at ..." is about the cluster.
 _ITS_DIES = rf"(?: (?:of|with|has|holds|containing) {ABOUT}(?:{NUMBER} )?(?:failing |failed |bad )?{DIES}\b)?"
 # "the pattern lies at the edge" is about the structure; that it is dense there, about the failing dies.
-_LIES = r"(?:lies|sits|is|does not lie|does not sit|is not) (?:in|at|near|on|within)\b"
+_LIES = (
+    r"(?:lies|sits|is|does not lie|does not sit|is not)(?: located| situated| found)? "
+    r"(?:in|at|near|on|within)\b"
+)
 _SUBJECT = re.compile(
     rf"\b(?:(?P<third>third {ADJECTIVES}*(?:largest )?{ADJECTIVES}*{CLUSTER}\b){_ITS_DIES}"
     rf"|(?P<second>(?:second|next)[ -](?:largest )?{ADJECTIVES}*{CLUSTER}\b){_ITS_DIES}"

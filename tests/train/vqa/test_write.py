@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from tests.wafervlm.claims import drawing
 from tests.wafervlm.claims.drawing import DRAWN
 from train.vqa.causes import default_causes
 from train.vqa.descriptions import QUESTIONS
@@ -14,10 +15,11 @@ from train.vqa.facts import facts
 from train.vqa.mix import Mix
 from train.vqa.questions import BANK
 from train.vqa.rubrics import rubric
+from train.vqa.statements import altered
 from train.vqa.write import DESCRIPTIONS, KINDS, answer, write
-from wafervlm.claims import check, extract
+from wafervlm.claims import Claim, check, extract
 from wafervlm.errors import ConfigError, UsageError
-from wafervlm.geometry import measure
+from wafervlm.geometry import ZONES, measure
 from wafervlm.wafermap import WaferMap, transform
 from wafervlm.words.question import DESCRIBE_QUESTION
 
@@ -190,6 +192,35 @@ def test_a_mix_draws_kinds_by_their_weights() -> None:
         Mix({"full": 0.0})
     with pytest.raises(ConfigError, match="0 or more"):
         Mix({"full": float("nan")})
+
+
+def test_where_no_zone_stands_out_the_question_is_answered_so() -> None:
+    found = facts(drawing.wafer(drawing.spot(6, 0.5, 0.15), 0.15), "Loc")
+    assert found.of_kind("zone")[0].subject == "pattern"
+    told = answer(found, rng(0), "zone")
+    assert told is not None and told.text == "No zone stands out."
+
+
+def test_a_phrase_is_avoided_only_where_no_reading_of_it_is_true(wafers: Wafers) -> None:
+    avoided = 0
+    for map_, label in wafers:
+        found = facts(map_.dies, label)
+        for zone in ZONES:
+            if f"{zone} zone" in rubric(found, rng(0)).spatial_rubric.spatial_avoid:
+                avoided += 1
+                assert not found.holds(Claim("zone", zone))
+                assert not found.holds(Claim("zone", ("pattern", zone)))
+    assert avoided > 10
+
+
+def test_a_number_that_hangs_on_a_few_dies_is_not_put_into_a_false_statement() -> None:
+    assert altered(Claim("clusters", "any")) == [Claim("clusters", 0)]
+    assert [claim.plain for claim in altered(Claim("clusters", 2))] == [0, 1, 3]
+
+
+def test_json_says_that_there_is_one_where_no_number_is_told() -> None:
+    told = answer(facts(DRAWN["spots"], "Loc"), rng(0), "structured")
+    assert told is not None and json.loads(told.text)["morphology"]["clusters"] is True
 
 
 def test_a_mix_leaves_statements_unsaid() -> None:
