@@ -49,7 +49,8 @@ def test_what_is_chosen_is_what_a_description_may_claim() -> None:
         if found["clock"]:
             claims.append(Claim("clock", found["clock"]))
         if found["zone"]:
-            claims.append(Claim("zone", ZONES[found["zone"] - 1]))
+            zone = ZONES[found["zone"] - 1]
+            claims.append(Claim("zone", zone if geometry.zone_stands_out else ("pattern", zone)))
         if found["second"]:
             claims.append(Claim("clock", ("second cluster", found["second"])))
         verdicts = [item.verdict for item in check(claims, geometry)]
