@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.assessment.cases import Case, Cases
-from benchmarks.assessment.rulers import ZONED
+from benchmarks.assessment.rulers import main_zone
 from benchmarks.statistics import Floats, Interval, Ints, ratio_by_lot
 from wafervlm.claims import Checked, Claim, Verdict, extract
 from wafervlm.claims.measured import hours_apart
@@ -152,10 +152,7 @@ def _all(cases: Cases) -> Floats:
 
 
 def _zone_right(found: Sequence[Checked]) -> bool:
-    said = [
-        item for item in found
-        if item.claim.kind == "zone" and item.claim.subject in ZONED and not item.claim.negated
-    ]  # fmt: skip
+    said = [item for item in found if main_zone(item.claim) and not item.claim.negated]
     return bool(said) and all(item.supported for item in said)
 
 
@@ -188,5 +185,4 @@ def _recall(found: Sequence[Checked], case: Case) -> float:
 
 def _topic(claim: Claim) -> tuple[str, str | None, bool]:
     # Whichever way the main zone is told.
-    zone = claim.kind == "zone" and claim.subject in ZONED
-    return claim.kind, None if zone else claim.subject, claim.negated
+    return claim.kind, None if main_zone(claim) else claim.subject, claim.negated

@@ -6,11 +6,15 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from wafervlm.claims import Checked, Claim, check, state
+from wafervlm.claims.claim import MAIN
 from wafervlm.geometry import Geometry
 
 RINGS = ("ring", "annulus")
-# A zone is said of the failing dies, or of the pattern.
-ZONED = (None, "pattern")
+
+
+def main_zone(claim: Claim) -> bool:
+    """Whether a claim is of the main zone, that of the failing dies or of the pattern."""
+    return claim.kind == "zone" and claim.subject in MAIN
 
 
 class Ruler(Protocol):
@@ -47,7 +51,7 @@ class Measured:
 
     @property
     def zoned(self) -> bool:
-        return any(claim.kind == "zone" and claim.subject in ZONED for claim in self.statements)
+        return any(map(main_zone, self.statements))
 
     @property
     def ring(self) -> bool:

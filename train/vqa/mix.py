@@ -10,7 +10,7 @@ import numpy as np
 from train.vqa.causes import Causes
 from train.vqa.facts import facts
 from train.vqa.questions import BANK
-from train.vqa.write import DESCRIPTIONS, KINDS, answer
+from train.vqa.write import DESCRIPTIONS, KINDS, put
 from wafervlm.errors import ConfigError
 from wafervlm.wafermap import DieGrid
 
@@ -50,7 +50,4 @@ class Mix:
         shares = np.array([self.weights[name] for name in names], dtype=np.float64)
         kind = names[int(rng.choice(len(names), p=shares / shares.sum()))]
         found = facts(dies, label, self.causes)
-        if found.disputed:
-            return None
-        told = answer(found, rng, kind, self.unsaid) or answer(found, rng, "full", self.unsaid)
-        return None if told is None else (told.question, told.text)
+        return None if found.disputed else put(found, rng, kind, self.unsaid)

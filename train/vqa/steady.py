@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from wafervlm.claims import Claim, check
+from wafervlm.claims.claim import MAIN
 from wafervlm.geometry import measure
 from wafervlm.wafermap import FAIL, PASS, DieGrid
 
@@ -60,7 +61,7 @@ def _shapes(claim: Claim) -> bool:
 
 def asked_first(claim: Claim) -> bool:
     """Whether it is the main zone or clock position."""
-    return claim.kind in ASKED_FIRST and claim.subject in (None, "pattern")
+    return claim.kind in ASKED_FIRST and claim.subject in MAIN
 
 
 def _stays(claim: Claim) -> bool:

@@ -29,10 +29,15 @@ def write(
     What is said of the dies is measured on them; candidate causes come from ``causes``, the workshop's own
     table when None. Raises UsageError for an unknown kind, ConfigError for a label that the table lacks.
     """
-    found = answer(facts(dies, label, causes), rng, kind)
-    if found is None:
-        return write(dies, label, rng, "full", causes)
-    return found.question, found.text
+    return put(facts(dies, label, causes), rng, kind)
+
+
+def put(found: Facts, rng: np.random.Generator, kind: str, unsaid: float = 0.0) -> tuple[str, str]:
+    """As ``write``, of a wafer measured before; descriptions leave ``unsaid`` as ``describe`` does."""
+    said = answer(found, rng, kind, unsaid)
+    if said is None:
+        return QUESTIONS["full"], describe(found, rng, "full", unsaid)
+    return said.question, said.text
 
 
 def answer(found: Facts, rng: np.random.Generator, kind: str, unsaid: float = 0.0) -> Answer | None:

@@ -22,6 +22,8 @@ KINDS = (*SPATIAL, *MORPHOLOGY)
 # about the failing dies.
 CLUSTERS = ("largest cluster", "second cluster", "third cluster")
 SUBJECTS = (*CLUSTERS, "cluster", "line", "ring", "gap", "pattern")
+# Of the whole wafer: without a structure, or with the dominating one.
+MAIN = (None, "pattern")
 
 
 class Verdict(Enum):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from wafervlm.claims.claim import CLUSTERS, Verdict
+from wafervlm.claims.claim import CLUSTERS, MAIN, Verdict
 
 if TYPE_CHECKING:
     from wafervlm.geometry.types import Cluster, Geometry, Line, Ring
@@ -50,7 +50,7 @@ def counted_clusters(geometry: Geometry) -> tuple[Cluster, ...]:
 
 def named(subject: str | None, geometry: Geometry) -> list[Cluster | Line | Ring]:
     """The structures that a claim may be about: one, or for ``cluster`` and ``line`` any of them."""
-    if subject in (None, "pattern"):
+    if subject in MAIN:
         return [geometry.main] if geometry.main is not None else []
     if subject in CLUSTERS:
         at = CLUSTERS.index(subject)
@@ -66,7 +66,7 @@ def missing(subject: str | None, geometry: Geometry) -> Found:
         return untold(f"more than {LISTED} clusters are not listed")
     if subject in CLUSTERS or subject == "cluster":
         return judged(False, f"{count(len(geometry.clusters), 'cluster')} found")
-    what = "structure" if subject in (None, "pattern") else subject
+    what = "structure" if subject in MAIN else subject
     return judged(False, f"no {what} is found")
 
 

@@ -117,16 +117,8 @@ def test_a_file_nested_without_end_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_with_vqa_rows_beside(tmp_path: Path) -> None:
     write(tmp_path / "rl.json", sound_rows())
-    question = {
-        "id": "q",
-        "image": "a.png",
-        "query": "Where?",
-        "answer": "There.",
-        "question_type": "spatial",
-        "difficulty": "easy",
-    }
-    bad = [{**question, "id": "r", "image": None}, {**question, "id": "s", "question_type": "taste"}]
-    write(tmp_path / "sft.json", [question, *bad])
+    bad = [{**QUESTION, "id": "r", "image": None}, {**QUESTION, "id": "s", "question_type": "taste"}]
+    write(tmp_path / "sft.json", [QUESTION, *bad])
     (tmp_path / "provenance.json").write_text("{}")
     report = lint(tmp_path)
     assert report.vqa_rows == 3
