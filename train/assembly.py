@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from peft import LoraConfig
 from trl import SFTConfig
 
+import wafervlm
 from train import processes
 from train.adapter import go_on_from, trained_tokens
 from train.batches import Batch, Collator, Example, Order
 from train.branches import BranchCollator, judged_classes
-from train.config import Settings, TrainSettings
+from train.config import DataSettings, Settings, TrainSettings
 from train.dataset import Sample, dataset_task, read_split
 from train.kept import Watch
 from train.loading import Checkpoint, load_checkpoint
@@ -27,6 +28,7 @@ from train.schedule import Schedule
 from train.scorer import Scores, tree_log_probs
 from train.speed import fast_vision, fold_lora
 from train.trainer import AdapterTrainer, Evaluate
+from train.vqa.doubts import Doubts
 from train.vqa.mix import Mix
 from train.wording import Wording
 from wafervlm.errors import ConfigError
@@ -110,7 +112,12 @@ def _wording(settings: Settings) -> Wording | None:
     if not data.words:
         return None
     rows = _rows(Path(data.vqa)) if data.vqa else []
-    return Wording(data.words, train.seed, train.batch, Mix(unsaid=data.unsaid), rows)
+    return Wording(data.words, train.seed, train.batch, _mix(data), rows)
+
+
+def _mix(data: DataSettings) -> Mix:
+    doubts = Doubts(wafervlm.load(data.doubts, threads=1)) if data.doubts else None
+    return Mix(unsaid=data.unsaid, doubts=doubts)
 
 
 def _rows(vqa: Path) -> list[Example]:
@@ -125,7 +132,7 @@ def _words_batches(
     class where there is nothing to ask, the same each time."""
     examples, batch = task_examples(samples, task), settings.train.batch
     order = Order([e.label for e in examples], [False] * len(examples), 0, balance=False)
-    wording = Wording(1.0, 0, batch, Mix(unsaid=settings.data.unsaid))
+    wording = Wording(1.0, 0, batch, _mix(settings.data))
     collator = Collator(checkpoint, task, examples, order, settings.model.max_length, wording=wording)
     places = [range(first, min(first + batch, len(examples))) for first in range(0, len(examples), batch)]
     return lambda: (collator([{"position": k} for k in part]) for part in places)

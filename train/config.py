@@ -61,6 +61,9 @@ class DataSettings:
     unsaid: float = 0.0
     """Chance that a description leaves out a statement other than share, zone and clock position: so trained,
     the model says only what it holds to be right with more than 0.5 / (1 - unsaid)."""
+    doubts: str = ""
+    """Bundle of the adapter that goes on: of each map as it is shown, descriptions leave out what this bundle
+    says wrongly of it, so that the model learns to say what it will get right."""
     vqa: str = ""
     """Folder that `wafervlm data vqa` wrote: take the words from its rows instead, each map as it is."""
     maps_per_class: int = 0
@@ -81,12 +84,11 @@ class DataSettings:
         )
         require(0 <= self.unsaid < 0.5, "data.unsaid", self.unsaid, "0 or more and below 0.5")
         require(not self.unsaid or self.words > 0, "data.words", self.words, "above 0 where data.unsaid is")
-        require(
-            not (self.vqa and self.unsaid),
-            "data.unsaid",
-            self.unsaid,
-            "0 where data.vqa names a folder: its rows are taken as they are",
-        )
+        require(not self.doubts or self.words > 0, "data.words", self.words, "above 0 where data.doubts is")
+        for name in ("unsaid", "doubts"):
+            value = getattr(self, name)
+            wanted = "left out where data.vqa names a folder: its rows are taken as they are"
+            require(not (self.vqa and value), f"data.{name}", value, wanted)
         require(self.maps_per_class >= 0, "data.maps_per_class", self.maps_per_class, "0 or more")
         require(self.tune_maps >= 0, "data.tune_maps", self.tune_maps, "0 or more")
 

@@ -51,6 +51,7 @@ _FREE = (
     "model.base",
     "model.adapter",
     "data.dataset",
+    "data.doubts",
     "data.vqa",
     "train.threads",
     "train.tensorboard",
@@ -144,10 +145,13 @@ def settled(settings: Settings) -> Settings:
 def _provenance(settings: Settings, count: int) -> Provenance:
     inputs = {}
     named = {"base": settings.model.base, "dataset": settings.data.dataset}
-    named |= {"adapter": settings.model.adapter, "vqa": settings.data.vqa}
+    optional = {
+        "adapter": settings.model.adapter,
+        "doubts": settings.data.doubts,
+        "vqa": settings.data.vqa,
+    }
+    named |= {name: folder for name, folder in optional.items() if folder}
     for name, folder in named.items():
-        if not folder and name in ("adapter", "vqa"):
-            continue
         if not Path(folder).is_dir():
             raise UsageError(f"the {name} folder {folder} does not exist")
         inputs[name] = folder_digest(Path(folder))

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.assessment.speaker import Answering, Asked
 from train.progress import Progress
-from train.vqa.endpoint import Reply, ReplyCache
+from train.vqa.replies import Reply, ReplyCache
 
 
 def answer_all(

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.assessment.cases import Case, Cases
 from benchmarks.assessment.rulers import main_zone
 from benchmarks.statistics import Floats, Interval, Ints, ratio_by_lot
-from wafervlm.claims import Checked, Claim, Verdict, extract
+from wafervlm.claims import Checked, Verdict, extract
 from wafervlm.claims.measured import hours_apart
 
 # Of what a clock position may be said where it is that of the pattern; the first that is named counts.
@@ -178,11 +178,6 @@ def _hour_right(found: Sequence[Checked], case: Case) -> bool:
 
 
 def _recall(found: Sequence[Checked], case: Case) -> float:
-    told = {_topic(item.claim) for item in found if item.supported}
-    worth = [_topic(claim) for claim in case.ruler.statements]
+    told = {item.claim.topic for item in found if item.supported}
+    worth = [claim.topic for claim in case.ruler.statements]
     return sum(topic in told for topic in worth) / len(worth) if worth else 1.0
-
-
-def _topic(claim: Claim) -> tuple[str, str | None, bool]:
-    # Whichever way the main zone is told.
-    return claim.kind, None if main_zone(claim) else claim.subject, claim.negated

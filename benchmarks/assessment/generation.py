@@ -18,7 +18,7 @@ from benchmarks.statistics import Floats
 from train.dataset import Sample
 from train.loading import check_image_size, encode_texts, load_checkpoint, prompt_text
 from train.speed import fast_vision
-from train.vqa.endpoint import Reply
+from train.vqa.replies import Reply
 from wafervlm.render import render
 from wafervlm.task import Task
 

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from train.progress import Progress
-from train.vqa.endpoint import CircuitBreaker, Endpoint, Reply, Unanswered
+from train.vqa.endpoint import CircuitBreaker, Endpoint, Unanswered
+from train.vqa.replies import Reply
 from train.vqa.rows import DIMENSIONS
 
 PROMPTS = tuple(sorted(Path(__file__).with_name("prompts").glob("judge_*.txt")))

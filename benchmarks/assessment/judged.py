@@ -23,7 +23,8 @@ from benchmarks.assessment.judge import (
 from benchmarks.assessment.rules import Rubrics
 from benchmarks.statistics import mean_by_lot
 from train.rubrics.formula import FORMULAS, Formula
-from train.vqa.endpoint import Endpoint, ReplyCache
+from train.vqa.endpoint import Endpoint
+from train.vqa.replies import ReplyCache
 from train.vqa.rows import DIMENSIONS
 from wafervlm.claims import extract
 

@@ -32,7 +32,7 @@ from train.rubrics.formula import FORMULAS
 from train.samples import at_most
 from train.vqa.build import RL
 from train.vqa.causes import Causes, default_causes, read_causes
-from train.vqa.endpoint import Reply, ReplyCache
+from train.vqa.replies import Reply, ReplyCache
 from wafervlm.errors import DatasetError
 from wafervlm.task import WAFER_DEFECTS, Task
 from wafervlm.words.question import DESCRIBE_QUESTION

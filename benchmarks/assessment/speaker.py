@@ -11,7 +11,7 @@ from typing import Protocol, Self
 from benchmarks.scores import bundle_log_probs
 from benchmarks.statistics import Floats
 from train.dataset import Sample
-from train.vqa.endpoint import Reply
+from train.vqa.replies import Reply
 from wafervlm.errors import UsageError
 from wafervlm.loading import load
 from wafervlm.wafermap import WaferMap

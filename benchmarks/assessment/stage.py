@@ -16,7 +16,8 @@ from benchmarks.assessment.measuring import REAL, Assessed, Exam, assess, differ
 from benchmarks.assessment.tables import write_tables
 from benchmarks.machine import describe_machine
 from train.artefact import Provenance, is_complete, write_provenance, writing
-from train.vqa.endpoint import ReplyCache, require_replies
+from train.vqa.endpoint import require_replies
+from train.vqa.replies import ReplyCache
 from wafervlm import console
 from wafervlm.errors import UsageError
 

@@ -125,10 +125,11 @@ def test_wrong_value_is_refused(key: str, value: object, says: str) -> None:
 
 
 def test_rows_of_words_are_taken_whole() -> None:
-    with pytest.raises(ConfigError, match=r"data.unsaid is 0.3; .*0 where data.vqa names a folder"):
-        settings_from({"data": {"vqa": "runs/vqa", "words": 0.5, "unsaid": 0.3}})
-    with pytest.raises(ConfigError, match=r"data.words is 0.0; .*above 0 where data.unsaid"):
-        settings_from({"data": {"unsaid": 0.3}})
+    for name, value in (("unsaid", 0.3), ("doubts", "runs/bundle")):
+        with pytest.raises(ConfigError, match=f"data.{name} is .*{value}.*left out where data.vqa names a"):
+            settings_from({"data": {"vqa": "runs/vqa", "words": 0.5, name: value}})
+        with pytest.raises(ConfigError, match=rf"data.words is 0.0; .*above 0 where data.{name}"):
+            settings_from({"data": {name: value}})
     with pytest.raises(ConfigError, match=r"data.words is 0.0; .*above 0 where data.vqa"):
         settings_from({"data": {"vqa": "runs/vqa"}})
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from wafervlm.claims import Checked, check, extract
+from wafervlm.claims import Checked, Topic, check, extract
 from wafervlm.geometry import Geometry
-
-# What a claim is about: its kind, the structure it names, and whether it is denied.
-Topic = tuple[str, str | None, bool]
 
 
 def checked_claims(text: str, geometry: Geometry) -> list[Checked]:
@@ -18,7 +15,7 @@ def checked_claims(text: str, geometry: Geometry) -> list[Checked]:
 
 def topics_of(text: str, geometry: Geometry) -> frozenset[Topic]:
     """What ``text`` makes supported claims about."""
-    return frozenset(_topic(item) for item in checked_claims(text, geometry) if item.supported)
+    return frozenset(item.claim.topic for item in checked_claims(text, geometry) if item.supported)
 
 
 def claims_score(
@@ -42,7 +39,3 @@ def claims_score(
     # What the solution supports may be read otherwise within the whole, where it stands beside other text.
     precision = supported / max(supported + contradicted, 1)
     return precision * min(1.0, said / needed)
-
-
-def _topic(item: Checked) -> Topic:
-    return item.claim.kind, item.claim.subject, item.claim.negated

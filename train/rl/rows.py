@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from train.dataset import DIES, Sample, dataset_task, read_split
-from train.rl.claims import Topic, topics_of
+from train.rl.claims import topics_of
 from train.rubrics.findings import ERRORS, Finding
 from train.rubrics.formula import STRICT, Formula
 from train.rubrics.phrases import first_error
@@ -23,6 +23,7 @@ from train.vqa.build import DESCRIPTIONS, RL
 from train.vqa.descriptions import QUESTIONS
 from train.vqa.rows import DIFFICULTIES, Message, RlRow, read_list
 from train.vqa.rubrics import chat
+from wafervlm.claims import Topic
 from wafervlm.errors import DatasetError
 from wafervlm.geometry import Geometry, measure
 from wafervlm.wafermap import WaferMap

@@ -32,7 +32,8 @@ from train.sources.npz import load_arrays
 from train.split_files import PARTS
 from train.vqa.causes import CAUSES, Causes, read_causes
 from train.vqa.descriptions import QUESTIONS
-from train.vqa.endpoint import Endpoint, EndpointSettings, ReplyCache, require_replies
+from train.vqa.endpoint import Endpoint, EndpointSettings, require_replies
+from train.vqa.replies import ReplyCache
 from train.vqa.rewrite import Draft, Report, rewrite
 from train.vqa.rows import write_list, write_rows
 from train.vqa.sheet import write_sheet

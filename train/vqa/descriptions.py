@@ -10,7 +10,7 @@ from typing import Any
 from train.vqa.facts import Facts
 from train.vqa.phrases import Rng, phrase, sentences
 from train.vqa.steady import asked_first, plainly
-from wafervlm.claims import Claim
+from wafervlm.claims import Claim, Topic
 from wafervlm.words.question import DESCRIBE_QUESTION
 
 SPATIAL, MORPHOLOGY, ROOT_CAUSE = "Spatial distribution", "Morphology", "Root-cause candidates"
@@ -29,34 +29,50 @@ QUESTIONS = {
 }
 
 
-def describe(facts: Facts, rng: Rng, kind: str, unsaid: float = 0.0) -> str:
-    """The description of ``kind``, one of QUESTIONS. Each statement but share, main zone and main clock
-    position is left out with the chance ``unsaid``, 0 to below 0.5: a model trained on such texts says,
-    greedily, what it holds to be right with more than 0.5 / (1 - ``unsaid``)."""
+@dataclass(frozen=True, slots=True)
+class Unsaid:
+    """What descriptions leave out, so that a model trained on them says what it is sure of.
+
+    Each statement but share, main zone and main clock position is left out with ``chance``, 0 to below 0.5:
+    greedily, the model then says what it holds to be right with more than 0.5 / (1 - chance). Statements on
+    the ``doubted`` topics are left out always.
+    """
+
+    chance: float = 0.0
+    doubted: frozenset[Topic] = frozenset()
+
+
+NOTHING = Unsaid()
+
+
+def describe(facts: Facts, rng: Rng, kind: str, unsaid: Unsaid = NOTHING) -> str:
+    """The description of ``kind``, one of QUESTIONS, without what is ``unsaid``; a part that would be left
+    without a statement keeps its first."""
     return _WRITERS[kind](facts, _Teller(rng, unsaid))
 
 
 @dataclass(frozen=True, slots=True)
 class _Teller:
-    """Puts claims into words, some left ``unsaid``."""
+    """Puts claims into words, without what is ``unsaid``."""
 
     rng: Rng
-    unsaid: float
+    unsaid: Unsaid
 
     def __call__(self, claims: Sequence[Claim]) -> str:
         return sentences(phrase(claim, self.rng) for claim in self.chosen(claims))
 
     def chosen(self, claims: Sequence[Claim]) -> Sequence[Claim]:
         """Those that are said: at least one."""
-        if not self.unsaid:
-            return claims
-        drawn = self.rng.random(len(claims)) >= self.unsaid
+        known = [claim for claim in claims if claim.topic not in self.unsaid.doubted] or claims[:1]
+        if not self.unsaid.chance:
+            return known
+        drawn = self.rng.random(len(known)) >= self.unsaid.chance
         said = [
             claim
-            for claim, told in zip(claims, drawn, strict=True)
+            for claim, told in zip(known, drawn, strict=True)
             if told or claim.kind == "share" or asked_first(claim)
         ]
-        return said or claims[:1]
+        return said or known[:1]
 
 
 def spatial_claims(facts: Facts) -> Sequence[Claim]:

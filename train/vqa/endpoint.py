@@ -1,8 +1,4 @@
-"""A language model behind any OpenAI-compatible endpoint: asked within a rate, replies kept on disk.
-
-Every reply is written to the cache as soon as it is there, so that what was paid for is never asked again,
-a refusal or a cut answer included.
-"""
+"""A language model behind any OpenAI-compatible endpoint: asked within a rate, replies kept on disk."""
 
 from __future__ import annotations
 
@@ -12,20 +8,18 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from wafervlm.errors import ConfigError, MissingDependencyError, ProviderError, UsageError
+from train.vqa.replies import Finish, Reply, ReplyCache
+from wafervlm.errors import MissingDependencyError, ProviderError, UsageError
 
-Finish = Literal["stop", "length", "refused", "nonsense"]
 Fault = Literal["endpoint", "request", "reply"]
 # After so many requests in a row without a reply the endpoint is taken for down.
 GIVE_UP = 8
 # An endpoint that is up says these of one request: it is too long, or its text is not let through.
 _REQUEST_FAULTS = (400, 413, 422)
-# How each line of kept replies begins.
-_OPENING = b'{"key": "'
 # Only read where the endpoint asks for a key; servers of one's own take any.
 KEY_VARIABLE = "OPENAI_API_KEY"
 
@@ -58,24 +52,6 @@ class EndpointSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """What the model said, why it ended, and the tokens that the endpoint counted."""
-
-    text: str
-    finish: Finish
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached: bool = False
-
-    @property
-    def fault(self) -> str | None:
-        """Why the text cannot be used, as a short phrase to count by; None where it can."""
-        if self.finish != "stop":
-            return "cut off" if self.finish == "length" else self.finish
-        return None if self.text.strip() else "empty"
-
-
-@dataclass(frozen=True, slots=True)
 class Unanswered:
     """Why a request has no reply, as a short phrase to count by, and whether it may have one ``later``."""
 
@@ -90,37 +66,6 @@ class NoReply(Exception):
     def __init__(self, reason: str, detail: str, fault: Fault = "endpoint") -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason, self.fault = reason, fault
-
-
-class ReplyCache:
-    """Replies by request, in a file of JSON lines that is appended to. Threads may share it.
-
-    A last line that was cut by a crash is removed. Raises ConfigError for a file of another kind.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._lock = Path(path), threading.Lock()
-        self._known = _read_cache(self._path)
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def get(self, key: str) -> Reply | None:
-        """The reply to the request ``key``, None where there is none."""
-        found = self._known.get(key)
-        return None if found is None else Reply(**found, cached=True)
-
-    def put(self, key: str, reply: Reply) -> None:
-        """Keep ``reply``, on the disk before it returns."""
-        values = asdict(reply)
-        del values["cached"]
-        with self._lock:
-            self._known[key] = values
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "reply": values}, ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
 
 
 class Endpoint:
@@ -218,25 +163,36 @@ class CircuitBreaker:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._lock, self._failures = threading.Lock(), 0
+        self._refused, self._taken = 0, False
 
     def ask(self, messages: Sequence[dict[str, str]]) -> Reply | Unanswered:
-        """The reply to ``messages``, or why there is none. Raises ProviderError as the endpoint does."""
-        # A kept reply does not say that the endpoint is up.
+        """The reply to ``messages``, or why there is none. Raises ProviderError as the endpoint does, and
+        where it finds fault with the first GIVE_UP requests: then it is with all of them."""
+        # A kept reply says that the endpoint took requests of this kind, not that it is up.
         if (kept := self._endpoint.kept(messages)) is not None:
+            self._taken = True
             return kept
         if self._failures >= GIVE_UP:
             return Unanswered("not asked, the endpoint is down", later=True)
         try:
             reply = self._endpoint.ask(messages)
         except NoReply as error:
-            self._note(failed=error.fault != "request")
+            with self._lock:
+                self._note(error)
             return Unanswered(error.reason, later=error.fault == "endpoint")
-        self._note(failed=False)
+        self._failures, self._taken = 0, True
         return reply
 
-    def _note(self, *, failed: bool) -> None:
-        with self._lock:
-            self._failures = self._failures + 1 if failed else 0
+    def _note(self, error: NoReply) -> None:
+        if error.fault != "request":
+            self._failures += 1
+            return
+        self._failures, self._refused = 0, self._refused + 1
+        if self._refused >= GIVE_UP and not self._taken:
+            raise ProviderError(
+                f"the endpoint took none of the first {GIVE_UP} requests, the last with {error}; check the "
+                "model's name and what it allows"
+            ) from error
 
 
 def require_replies(missing: int, asked: int, url: str, out: Path, kept: Path) -> None:
@@ -247,46 +203,6 @@ def require_replies(missing: int, asked: int, url: str, out: Path, kept: Path) -
             f"{missing} of {asked} requests to {url} had no reply, and {out} was written without them; what "
             f"was paid for is kept in {kept}, and the same command asks for the rest"
         )
-
-
-def _read_cache(path: Path) -> dict[str, dict[str, Any]]:
-    if not path.exists():
-        return {}
-    lines = path.read_bytes().split(b"\n")
-    # A power cut may leave zeros instead of text.
-    cut = _OPENING.startswith(lines[-1].rstrip(b"\0")[: len(_OPENING)])
-    known: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
-        entry = _entry(line)
-        if entry is None and not (cut and number == len(lines)):
-            raise ConfigError(f"line {number} of {path} is no kept reply; give another file")
-        known.update(entry or {})
-    if lines[-1]:
-        _end_line(path, lines[-1])
-    return known
-
-
-def _entry(line: bytes) -> dict[str, dict[str, Any]] | None:
-    """The reply of a line by its key, nothing where the line is blank; None where it is no kept reply."""
-    if not line.strip():
-        return {}
-    try:
-        found = json.loads(line)
-        reply = asdict(Reply(**found["reply"]))
-        del reply["cached"]
-        return {str(found["key"]): reply}
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _end_line(path: Path, last: bytes) -> None:
-    """End the ``last`` line of ``path``, or remove it where it was cut: the next must not go on in it."""
-    with path.open("r+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        if _entry(last) is None:
-            file.truncate(end - len(last))
-        else:
-            file.write(b"\n")
 
 
 def _openai() -> Any:

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from train.vqa.causes import Causes
-from train.vqa.facts import facts
+from train.vqa.descriptions import Unsaid
+from train.vqa.doubts import Doubts
+from train.vqa.facts import Facts, facts
 from train.vqa.questions import BANK
 from train.vqa.write import DESCRIPTIONS, KINDS, put
+from wafervlm.claims import Topic
 from wafervlm.errors import ConfigError
 from wafervlm.wafermap import DieGrid
 
@@ -26,12 +29,13 @@ DEFAULT_MIX = {
 @dataclass(frozen=True)
 class Mix:
     """Writes a question and its answer of a kind drawn by ``weights`` (kind of train.vqa.write to weight,
-    above 0 in all); as ``write`` otherwise. Descriptions leave ``unsaid`` as ``describe`` does. Raises
-    ConfigError for a kind that is not known."""
+    above 0 in all); as ``write`` otherwise. Descriptions leave statements out with the
+    chance ``unsaid``, and what ``doubts`` has. Raises ConfigError for a kind that is not known."""
 
     weights: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_MIX))
     causes: Causes | None = None
     unsaid: float = 0.0
+    doubts: Doubts | None = None
 
     def __post_init__(self) -> None:
         for kind, weight in self.weights.items():
@@ -50,4 +54,11 @@ class Mix:
         shares = np.array([self.weights[name] for name in names], dtype=np.float64)
         kind = names[int(rng.choice(len(names), p=shares / shares.sum()))]
         found = facts(dies, label, self.causes)
-        return None if found.disputed else put(found, rng, kind, self.unsaid)
+        if found.disputed:
+            return None
+        return put(found, rng, kind, Unsaid(self.unsaid, self._doubted(dies, found, kind)))
+
+    def _doubted(self, dies: DieGrid, found: Facts, kind: str) -> frozenset[Topic]:
+        if self.doubts is None or kind not in DESCRIPTIONS:
+            return frozenset()
+        return self.doubts(dies, found)

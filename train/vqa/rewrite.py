@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from train.progress import Progress
 from train.vqa.causes import Causes
 from train.vqa.descriptions import MORPHOLOGY, ROOT_CAUSE, SPATIAL
-from train.vqa.endpoint import CircuitBreaker, Endpoint, Reply, Unanswered
+from train.vqa.endpoint import CircuitBreaker, Endpoint, Unanswered
+from train.vqa.replies import Reply
 from wafervlm.claims import check, extract
 from wafervlm.geometry import ZONES, Geometry
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from train.vqa.answers import Answer
 from train.vqa.causes import Causes
-from train.vqa.descriptions import QUESTIONS, describe
+from train.vqa.descriptions import NOTHING, QUESTIONS, Unsaid, describe
 from train.vqa.facts import Facts, facts
 from train.vqa.questions import BANK
 from wafervlm.errors import UsageError
@@ -32,17 +32,17 @@ def write(
     return put(facts(dies, label, causes), rng, kind)
 
 
-def put(found: Facts, rng: np.random.Generator, kind: str, unsaid: float = 0.0) -> tuple[str, str]:
-    """As ``write``, of a wafer measured before; descriptions leave ``unsaid`` as ``describe`` does."""
+def put(found: Facts, rng: np.random.Generator, kind: str, unsaid: Unsaid = NOTHING) -> tuple[str, str]:
+    """As ``write``, of a wafer measured before; descriptions are without what is ``unsaid``."""
     said = answer(found, rng, kind, unsaid)
     if said is None:
         return QUESTIONS["full"], describe(found, rng, "full", unsaid)
     return said.question, said.text
 
 
-def answer(found: Facts, rng: np.random.Generator, kind: str, unsaid: float = 0.0) -> Answer | None:
+def answer(found: Facts, rng: np.random.Generator, kind: str, unsaid: Unsaid = NOTHING) -> Answer | None:
     """As ``write``, of a wafer measured before, with the phrases for a rubric; None where the dies give no
-    answer to this kind of question. Descriptions leave ``unsaid`` as ``describe`` does."""
+    answer to this kind of question. Descriptions are without what is ``unsaid``."""
     if kind in QUESTIONS:
         return Answer(QUESTIONS[kind], describe(found, rng, kind, unsaid))
     if kind not in BANK:

@@ -8,7 +8,7 @@ what ``wafervlm.geometry`` measures on a die grid: nothing here measures, so not
 """
 
 from wafervlm.claims.check import check
-from wafervlm.claims.claim import KINDS, MORPHOLOGY, SPATIAL, Checked, Claim, Verdict
+from wafervlm.claims.claim import KINDS, MORPHOLOGY, SPATIAL, Checked, Claim, Topic, Verdict
 from wafervlm.claims.extract import extract
 from wafervlm.claims.figures import ClaimFigures, by_dimension, by_kind, measure_claims, measure_recall
 from wafervlm.claims.say import WORDINGS, say, tell
@@ -23,6 +23,7 @@ __all__ = [
     "Checked",
     "Claim",
     "ClaimFigures",
+    "Topic",
     "Verdict",
     "by_dimension",
     "by_kind",

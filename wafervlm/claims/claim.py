@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Value = str | int | float | tuple[Any, ...]
+# What a claim is about: its kind, the structure it names, and whether it is denied.
+Topic = tuple[str, str | None, bool]
 
 SPATIAL = ("share", "count", "zone", "clear", "clock", "span", "quadrant", "side")
 MORPHOLOGY = (
@@ -86,6 +88,12 @@ class Claim:
         if self.subject is None or not isinstance(self.value, tuple):
             return self.value
         return self.value[1] if len(self.value) == 2 else self.value[1:]
+
+    @property
+    def topic(self) -> Topic:
+        """What it is about: kind, structure, and whether it is denied. The structure is None for the
+        dominating one and the failing dies alike, whichever way a main place is told."""
+        return self.kind, None if self.subject in MAIN else self.subject, self.negated
 
     @property
     def dimension(self) -> str:

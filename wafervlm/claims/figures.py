@@ -78,15 +78,11 @@ def measure_recall(answers: Sequence[Answer], geometries: Sequence[Geometry]) ->
     """
     shares = []
     for answer, geometry in zip(answers, geometries, strict=True):
-        told = {_topic(item) for item in answer if item.supported}
-        worth = [(c.kind, c.subject, c.negated) for c in state(geometry)]
+        told = {item.claim.topic for item in answer if item.supported}
+        worth = [claim.topic for claim in state(geometry)]
         if worth:
             shares.append(sum(topic in told for topic in worth) / len(worth))
     return _ratio(sum(shares), len(shares))
-
-
-def _topic(item: Checked) -> tuple[str, str | None, bool]:
-    return item.claim.kind, item.claim.subject, item.claim.negated
 
 
 def _part(answers: Sequence[Answer], name: str, of: Callable[[Claim], str]) -> ClaimFigures:

@@ -11,7 +11,7 @@ from benchmarks.assessment.generation import Generator
 from benchmarks.assessment.speaker import Asked
 from benchmarks.assessment.subjects import Subject
 from train.loading import encode_texts, load_checkpoint, prompt_text
-from train.vqa.endpoint import Reply, ReplyCache
+from train.vqa.replies import Reply, ReplyCache
 from wafervlm.errors import UsageError
 from wafervlm.render import render
 from wafervlm.task import Task

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.wafervlm.claims.drawing import DRAWN
-from train.vqa.descriptions import describe, shape_claims, spatial_claims
+from train.vqa.descriptions import Unsaid, describe, shape_claims, spatial_claims
 from train.vqa.facts import facts
 from train.vqa.phrases import hits
 from wafervlm.claims import Claim, extract, say
@@ -39,7 +39,7 @@ def test_the_key_of_a_cluster_is_not_hit_by_another_statement() -> None:
 def test_statements_are_left_out_by_chance_but_not_share_and_main_place() -> None:
     found, rng, times = facts(DRAWN["spot"], "Loc"), np.random.default_rng(0), 400
     whole = [*spatial_claims(found), *shape_claims(found)]
-    said = [extract(describe(found, rng, "full", 0.3)) for _ in range(times)]
+    said = [extract(describe(found, rng, "full", Unsaid(0.3))) for _ in range(times)]
     kept = {claim: sum(claim in one for one in said) / times for claim in whole}
     main = {claim for claim in whole if claim.kind in ("share", "zone", "clock")}
     assert {claim.kind for claim in main} == {"share", "zone", "clock"} and len(whole) > len(main) + 2
@@ -47,13 +47,13 @@ def test_statements_are_left_out_by_chance_but_not_share_and_main_place() -> Non
     assert all(0.63 < kept[claim] < 0.8 for claim in whole if claim not in main)
     # The part on the shape is never empty, nor is that of a JSON answer.
     assert all(any(claim.dimension == "morphology" for claim in one) for one in said)
-    told = [json.loads(describe(found, rng, "structured", 0.45))["morphology"] for _ in range(times)]
+    told = [json.loads(describe(found, rng, "structured", Unsaid(0.45)))["morphology"] for _ in range(times)]
     assert all(told) and min(map(len, told)) == 1
 
 
 def test_nothing_is_left_out_otherwise() -> None:
     found = facts(DRAWN["spot"], "Loc")
-    texts = [describe(found, np.random.default_rng(0), "full", *given) for given in ((), (0.0,))]
+    texts = [describe(found, np.random.default_rng(0), "full", *given) for given in ((), (Unsaid(),))]
     assert texts[0] == texts[1]
     whole = [*spatial_claims(found), *shape_claims(found)]
     assert extract(texts[0]) == whole

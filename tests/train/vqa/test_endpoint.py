@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from train.vqa.endpoint import EndpointSettings, Reply, ReplyCache
+from train.vqa.endpoint import EndpointSettings
+from train.vqa.replies import Reply, ReplyCache
 from wafervlm.errors import ConfigError, UsageError
 
 

@@ -17,7 +17,8 @@ from train.data_commands import data
 from train.synthetic import wafers
 from train.vqa.build import VqaConfig, build_vqa
 from train.vqa.causes import default_causes
-from train.vqa.endpoint import GIVE_UP, Endpoint, EndpointSettings, ReplyCache
+from train.vqa.endpoint import GIVE_UP, Endpoint, EndpointSettings
+from train.vqa.replies import ReplyCache
 from train.vqa.rewrite import Draft, Report, fault, rewrite
 from wafervlm.errors import ProviderError
 from wafervlm.geometry import measure
@@ -145,14 +146,29 @@ def test_an_endpoint_that_is_down_is_not_asked_for_ever(model: ScriptedModel, tm
 def test_a_request_that_is_at_fault_does_not_mean_that_the_endpoint_is_down(
     model: ScriptedModel, tmp_path: Path
 ) -> None:
-    model.script = lambda body: (400, {"error": {"message": "too long"}})
-    _, report = asked(model.url, tmp_path / "cache", GIVE_UP + 4)
+    model.script = lambda body: (
+        completion(OTHER) if len(model.asked) == 1 else (400, {"error": {"message": "too long"}})
+    )
+    _, report = asked(model.url, tmp_path / "cache", GIVE_UP + 5, workers=1)
     assert dict(report.dropped) == {"status 400": GIVE_UP + 4} and report.missing == 0
     # One amid failures shows that the endpoint is up.
     model.script = lambda body: (400 if len(model.asked) % GIVE_UP == 0 else 503, {"error": "no"})
     _, report = asked(model.url, tmp_path / "cache", 3 * GIVE_UP)
     assert report.dropped["not asked, the endpoint is down"] == 0
     assert report.missing == report.dropped["status 503"] > 2 * GIVE_UP
+
+
+def test_an_endpoint_that_takes_no_request_is_an_error(model: ScriptedModel, tmp_path: Path) -> None:
+    model.script = lambda body: (400, {"error": {"message": "max_tokens is 4 at most"}})
+    with pytest.raises(ProviderError, match=f"none of the first {GIVE_UP} requests.*400.*4 at most.*check"):
+        asked(model.url, tmp_path / "cache", 3 * GIVE_UP)
+    assert len(model.asked) < 3 * GIVE_UP
+    # What was taken before says that it is these requests, not the endpoint.
+    model.script = lambda body: completion(OTHER)
+    asked(model.url, tmp_path / "cache", 1)
+    model.script = lambda body: (400, {"error": {"message": "too long"}})
+    _, report = asked(model.url, tmp_path / "cache", GIVE_UP + 5, workers=1)
+    assert report.dropped["status 400"] == GIVE_UP + 4 and report.from_cache == 1
 
 
 def test_after_a_burst_of_refusals_to_serve_the_rest_may_be_asked_again(
