@@ -113,7 +113,7 @@ def copy_bandwidth(device: Device, repeats: int = 5) -> float:
 def square_rate(device: Device, dtype: torch.dtype, repeats: int = 5) -> float:
     """TFLOP/s of a large square product on random data."""
     size = SQUARE[device.torch.type]
-    a, b = (torch.randn(size, size, device=device.torch).to(dtype) for _ in range(2))
+    a, b = (_random(device, size, size).to(dtype) for _ in range(2))
     a @ b
     best = min(device.milliseconds(lambda: a @ b) for _ in range(repeats))
     return 2.0 * size**3 / (best / 1e3) / 1e12
@@ -130,7 +130,7 @@ def _calls(device: Device, matrix: Matrix, kind: str, dtype: torch.dtype, group:
     except ProviderError:
         return []
     copies = _copies(device, weight_size(matrix, kind, dtype))
-    x = torch.randn(matrix.m, matrix.k, device=device.torch).to(dtype)
+    x = _random(device, matrix.m, matrix.k).to(dtype)
     layers = [form(_random_weight(device, matrix, dtype), None) for _ in range(copies)]
     if any(layer.kind != kind for layer in layers):
         return []
@@ -151,7 +151,13 @@ def _matmul(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], torch.Tensor]
 
 
 def _random_weight(device: Device, matrix: Matrix, dtype: torch.dtype) -> torch.Tensor:
-    return (torch.randn(matrix.n, matrix.k, device=device.torch) * 0.02).to(dtype)
+    return (_random(device, matrix.n, matrix.k) * 0.02).to(dtype)
+
+
+def _random(device: Device, rows: int, columns: int) -> torch.Tensor:
+    # Not of the default generator: after a recording that failed it cannot be drawn from.
+    generator = torch.Generator(device=device.torch).manual_seed(0)
+    return torch.randn(rows, columns, generator=generator, device=device.torch)
 
 
 def _copies(device: Device, size: float) -> int:

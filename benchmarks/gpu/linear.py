@@ -242,15 +242,17 @@ def _triton_matmul() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tor
 def _fastest(kernel: Any, x: torch.Tensor, packed: torch.Tensor, scales: torch.Tensor) -> Any:
     if not x.is_cuda:
         return kernel.CONFIGS[0]
-    times = {}
+    times, errors = {}, []
     for config in kernel.CONFIGS:
         try:
             times[config] = _time(functools.partial(kernel.matmul, x, packed, scales, config))
-        except Exception:  # noqa: BLE001, S112, RUF100
+        except Exception as error:
             # A configuration that this GPU has no room for.
-            continue
+            errors.append(error)
     if not times:
-        raise ProviderError("no configuration of the INT4 kernel runs on this GPU")
+        raise ProviderError(
+            f"no configuration of the INT4 kernel runs on this GPU; the first ends in {errors[0]}"
+        ) from errors[0]
     return min(times, key=lambda config: times[config])
 
 

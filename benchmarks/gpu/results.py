@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from wafervlm.errors import UsageError
 
 SCHEMA = 1
 OK, SKIPPED, FAILED = "ok", "skipped", "failed"
+_FRAMES = 6
 Row = dict[str, Any]
 
 
@@ -114,9 +116,24 @@ def skipped(reason: str) -> Row:
 
 
 def failed(error: BaseException) -> Row:
-    """A row that ended in an error."""
+    """A row that ended in an error: what was raised, where, and what that came of, which is the cause where
+    the recording of a graph ends in an error of its own."""
+    row: Row = {"status": f"{FAILED}: {_said(error)}", "where": _where(error)}
+    first = error
+    while before := first.__cause__ or first.__context__:
+        first = before
+    return row if first is error else {**row, "came_of": _said(first), "came_of_where": _where(first)}
+
+
+def _said(error: BaseException) -> str:
     text = " ".join(str(error).split()) or "no message"
-    return {"status": f"{FAILED}: {type(error).__name__}: {text[:400]}"}
+    return f"{type(error).__name__}: {text[:400]}"
+
+
+def _where(error: BaseException) -> list[str]:
+    """The innermost frames: file, line and function of each."""
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
+    return [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -6,7 +6,9 @@ import copy
 import functools
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +25,17 @@ from benchmarks.gpu.parity import Floats, agreement, parity
 from benchmarks.gpu.passes import PROMPTED, SECONDS, STATIC, Passes, Ready, outputs_of
 from benchmarks.gpu.prompted import labels_written
 from benchmarks.gpu.results import OK, Budget, Results, Row, failed, skipped
-from benchmarks.gpu.settings import Settings
+from benchmarks.gpu.settings import NANO, Settings
 from benchmarks.gpu.subject import Subject, make_subject
 from train.loading import encode, quiet_transformers
 from train.scorer import TreePass
 from wafervlm import console
-from wafervlm.errors import MissingDependencyError, ProviderError, WaferVLMError
+from wafervlm.errors import MissingDependencyError, ProviderError
 from wafervlm.latency import summarise
 
 ENERGY_SECONDS = 2.0
+# As the embedded bundle is quantized.
+NANO_GROUP = 32
 # The pass whose products the floor is taken of; it is measured while that module is there.
 FLOOR_AFTER = "static-captured"
 # Whose kernels are tabulated: on a GPU the recorded passes, elsewhere the one that runs there.
@@ -39,8 +43,6 @@ PROFILED = {
     "cuda": ("static-captured", "static-compiled", "static-int4-triton", "static-fp8-compiled"),
     "cpu": ("static",),
 }
-# What a row may end in without ending the run: a missing kernel, too little memory, another release of torch.
-TOLERATED = (WaferVLMError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def describe_device(device: Device, telemetry: Telemetry) -> Row:
         "memory_mib": _memory(device),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "triton": _version("triton"),
         "transformers": transformers.__version__,
         "telemetry": telemetry.describe(),
     }
@@ -121,14 +125,19 @@ class Shape:
         return self._reference
 
     def group(self, subject: Subject) -> int:
-        """The group of INT4: as set, or what divides a small model's layers."""
+        """The group of INT4: as set, that of the embedded bundle for nano, or what divides a small model's
+        layers."""
+        if self._name == NANO:
+            return NANO_GROUP
         width = subject.checkpoint.network.config.text_config.hidden_size
         return self._settings.group if width % self._settings.group == 0 else 32
 
     def close(self) -> None:
         """Free everything."""
         self._passes = self._reference = None
-        self._device.free()
+        # After an illegal access the device refuses even this.
+        with suppress(RuntimeError):
+            self._device.free()
 
 
 def reference_scores(subject: Subject, batch: int = 8) -> Floats:
@@ -158,7 +167,7 @@ def _measure_shape(
 def _described(shape: Shape) -> Row:
     try:
         passes = shape.passes
-    except TOLERATED as error:
+    except Exception as error:
         # Its rows will say the same.
         return failed(error)
     return {"status": OK, **passes.subject.describe(), "answer_tokens": passes.answer_tokens}
@@ -177,7 +186,9 @@ def _take(step: Step, results: Results, budget: Budget) -> None:
         row = {"status": OK, **step.make()}
     except (ProviderError, MissingDependencyError) as error:
         row = skipped(str(error))
-    except TOLERATED as error:
+    except Exception as error:
+        # A missing kernel, too little memory, another release of torch or of Triton: errors of many kinds,
+        # and none may take the other rows with it.
         row = failed(error)
     results.put(step.key, {**step.known, **row, "seconds": time.monotonic() - started})
     status = str(row["status"])
@@ -296,7 +307,9 @@ def _float32(device: Device, shape: Shape) -> Row:
     if device.is_cuda and torch.cuda.mem_get_info(device.torch)[0] < 4 * weight_bytes(network):
         raise ProviderError("the device has no memory for the model in float32 beside itself")
     checkpoint = replace(subject.checkpoint, model=copy.deepcopy(network).float())
-    exact = reference_scores(replace(subject, checkpoint=checkpoint))
+    # torch lets cuDNN's convolutions compute float32 in TF32 otherwise.
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        exact = reference_scores(replace(subject, checkpoint=checkpoint))
     return {"parity": parity(exact, shape.reference), "about": f"{shape.passes.precision} against float32"}
 
 
@@ -327,6 +340,13 @@ def _bundle_steps(settings: Settings, device: Device, telemetry: Telemetry) -> I
                 telemetry=telemetry,
             )
             yield Step(f"{bundle.name}/{runtime}/{batch}", known, 30.0, make)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _memory(device: Device) -> float | None:

@@ -88,13 +88,22 @@ def test_provider_that_is_not_there(shared_toy_bundle: Path) -> None:
         open_runtime("onnx", open_bundle(shared_toy_bundle), device="cuda")
 
 
-def test_provider_that_does_not_start(shared_toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_provider_that_does_not_start(
+    shared_toy_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """A build that names the provider but opens the session on the CPU with a mere warning."""
     names = [*onnxruntime.get_available_providers(), "CUDAExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: sys.stdout.write("Failed to load libcublas"))
+    caplog.set_level("DEBUG")
     with pytest.raises(ProviderError) as caught, pytest.warns(UserWarning, match="CUDA"):
         open_runtime("onnx", open_bundle(shared_toy_bundle), device="cuda")
     assert "fell back" in str(caught.value)
+    # What pip installed was looked for, and what is said of that does not stand amid results.
+    assert "Failed to load libcublas" in caplog.text and not capsys.readouterr().out
 
 
 @pytest.mark.parametrize("left", [None, ModuleType("onnxruntime")], ids=["nothing", "empty folder"])

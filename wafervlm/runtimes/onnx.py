@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -139,6 +140,8 @@ def open_session(bundle: Bundle, file: str, *, device: str, threads: int | None,
     options = session_options(ort, bundle, threads=threads, accuracy_level=accuracy_level)
     # The digest is of these very bytes, so no one can exchange the file after it was checked.
     data = bundle.read(file)
+    if device == "cuda":
+        _preload(ort)
     started = time.perf_counter()
     try:
         session = ort.InferenceSession(data, sess_options=options, providers=[provider])
@@ -155,6 +158,17 @@ def open_session(bundle: Bundle, file: str, *, device: str, threads: int | None,
         "opened %s on %s in %.0f ms", bundle.path / file, provider, 1e3 * (time.perf_counter() - started)
     )
     return session
+
+
+def _preload(ort: Any) -> None:
+    """Load the CUDA libraries that pip installed, which no search path names. What it cannot load may be on
+    the system: the session says so where it is not."""
+    said = io.StringIO()
+    # Its notes would stand amid results.
+    with redirect_stdout(said):
+        ort.preload_dlls()
+    if said.getvalue():
+        log.debug("ONNX Runtime on the CUDA libraries: %s", said.getvalue().strip())
 
 
 def _provider(ort: Any, device: str) -> str:

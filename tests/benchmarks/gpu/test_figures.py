@@ -232,3 +232,19 @@ def test_a_shape_gets_its_share_of_the_budget_and_what_others_left() -> None:
     budget.begin_part()
     assert budget.refusal(48) == ""
     assert "spent" in failed(RuntimeError("spent\n twice"))["status"]
+
+
+def test_a_row_that_failed_says_where_and_what_it_came_of() -> None:
+    def capture() -> None:
+        try:
+            raise ArithmeticError("a copy from the host")
+        except ArithmeticError:
+            raise RuntimeError("a previous error")  # noqa: B904
+
+    with pytest.raises(RuntimeError) as caught:
+        capture()
+    row = failed(caught.value)
+    assert row["status"] == "failed: RuntimeError: a previous error"
+    assert row["came_of"] == "ArithmeticError: a copy from the host"
+    assert row["where"][-1].endswith("capture") and row["came_of_where"][-1].startswith("test_figures.py:")
+    assert "came_of" not in failed(ValueError("alone"))
