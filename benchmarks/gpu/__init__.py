@@ -17,13 +17,15 @@ differ from call to call. DIR holds their configurations and tokenizers in ``qwe
 - bundles on ONNX Runtime and TensorRT engines (``--bundle``, ``--engine``), from host to host.
 
 Torch's passes are timed by events of the device, from inputs that lie there to scores that lie there, each
-call on an idle device. The result is one JSON file, rewritten after every row; a file that is there is gone
-on with. It holds
+call on an idle device. Each shape, and the bundles, run in a process of their own (parts.py): after a
+recording that failed nothing else runs in that one. The result is one JSON file, rewritten after every row; a
+file that is there is gone on with, so the budget may be spent over several calls. It holds
 
 - ``schema`` 1, ``begun``, ``settings``, ``machine`` (device, versions, driver, clocks, processor) and
   ``shapes`` (parameters, sizes, tokens to generate);
 - ``rows``, each with ``key``, ``kind``, ``status`` ("ok", "skipped: why" or "failed: why"), the ``seconds``
-  that it took, and by kind:
+  that it took, where it failed ``where`` (the innermost frames), ``came_of`` and ``came_of_where`` (the first
+  error, which recording hides behind its own), and by kind:
 
   - ``pass``: ``shape``, ``batch``, ``pass``, ``about``, ``captured``, ``latency_ms`` (calls, p50, p90, p99,
     mean, minimum, maximum), ``per_map_ms``, ``memory_mib`` (weights, and peak with them), ``sm_mhz``,
@@ -36,6 +38,7 @@ on with. It holds
   - ``float32``: ``parity`` of full precision with float32;
   - ``gptq``: ``layer_seconds``, ``whole_seconds`` and ``how`` that was found, ``tokens``,
     ``memory_peak_mib``;
+  - ``process``: a part whose process did not live to its end;
 
 - ``ratios``: for each pass ``over_full_precision_floor``, ``over_quantized_floor``, ``generate_over_it``,
   ``forward_over_it`` and ``forward_captured_over_it``, of medians; null where the other is missing.

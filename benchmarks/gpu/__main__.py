@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from benchmarks.gpu.parts import run_parts
 from benchmarks.gpu.ratios import profile_table, ratio_table
-from benchmarks.gpu.run import run
 from benchmarks.gpu.settings import DTYPES, NANO, SHAPES, Settings
 from wafervlm import console
 from wafervlm.errors import WaferVLMError
@@ -35,7 +35,7 @@ EVERY = {"both": tuple(SHAPES)}
 @click.option("--checkpoint", type=PATH, help="Trained weights for nano.  [default: those of the tree]")
 @click.option("--device", default="cuda", show_default=True, help="cuda, or cpu to try the command.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16", show_default=True)
-@click.option("--batch", "batches", multiple=True, type=int, default=(1, 8), show_default=True)
+@click.option("--batch", "batches", multiple=True, type=int, default=(1, 4, 16), show_default=True)
 @click.option("--maps", default=32, show_default=True, help="Different wafer maps to call on.")
 @click.option("--answer-tokens", default=0, help="Tokens to generate.  [default: as the answers have]")
 @click.option("--group", default=128, show_default=True, help="Input columns to a scale in INT4.")
@@ -64,7 +64,7 @@ def main(shapes: tuple[str, ...], out: Path, as_json: bool, **options: Any) -> N
     named = tuple(dict.fromkeys(name for shape in shapes for name in EVERY.get(shape, (shape,))))
     settings = Settings(shapes=named, **options)
     console.settings({"shapes": named, "budget": settings.budget, **settings.to_dict()})
-    results = run(settings, out)
+    results = run_parts(settings, out)
     rows = list(results.rows.values())
     if as_json:
         console.json_line({"out": str(out), **results.to_dict()})

@@ -58,6 +58,11 @@ class Results:
             "ratios": ratios(rows),
         }
 
+    def drop(self, key: str) -> None:
+        """Forget a row and write the file."""
+        if self.rows.pop(key, None):
+            self.write()
+
     def write(self) -> None:
         """Write the file beside its name and rename it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,21 +91,14 @@ IDENTITY: Mapping[str, tuple[str, ...]] = {"settings": (), "machine": ("device",
 
 
 class Budget:
-    """Seconds that may be spent, and a share of them for each shape: what one leaves the next may use."""
+    """Seconds that may be spent."""
 
-    def __init__(self, seconds: float, parts: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._end, self._parts = clock, clock() + seconds, parts
-        self._part_end, self._seconds = self._end, seconds
-
-    def begin_part(self) -> None:
-        """The next shape begins: an equal share of what is left is its."""
-        now = self._clock()
-        self._part_end = now + max(self._end - now, 0.0) / max(self._parts, 1)
-        self._parts -= 1
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._end, self._seconds = clock, clock() + seconds, seconds
 
     def refusal(self, wanted: float = 0.0) -> str:
         """Why a step of about ``wanted`` seconds may not begin; "" where it may."""
-        left = self._part_end - self._clock()
+        left = self._end - self._clock()
         if left > wanted:
             return ""
         return (

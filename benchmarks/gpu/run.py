@@ -57,23 +57,26 @@ class Step:
 
 
 def run(settings: Settings, out: Path) -> Results:
-    """Measure everything that ``settings`` ask for and keep it in ``out``; rows there that are ok are not
-    made again. Raises UsageError and ProviderError before anything is measured; what fails later is a row
-    that says so."""
+    """Measure everything that ``settings`` ask for, in this process, and keep it in ``out``; rows there that
+    are ok are not made again. Raises UsageError and ProviderError before anything is measured; what fails
+    later is a row that says so."""
     device = Device(settings.device)
     telemetry = Telemetry(device)
-    results = Results(out, settings.to_dict(), describe_device(device, telemetry))
-    parts = len(settings.shapes) + bool(settings.bundles)
-    budget = Budget(settings.budget, parts)
-    results.write()
+    results = open_results(settings, out, device, telemetry)
+    budget = Budget(settings.budget)
     with quiet_transformers():
         for name in settings.shapes:
-            budget.begin_part()
             _measure_shape(name, settings, device, telemetry, results, budget)
-        if settings.bundles:
-            budget.begin_part()
-            for step in _bundle_steps(settings, device, telemetry):
-                _take(step, results, budget)
+        for step in _bundle_steps(settings, device, telemetry):
+            _take(step, results, budget)
+    return results
+
+
+def open_results(settings: Settings, out: Path, device: Device, telemetry: Telemetry) -> Results:
+    """The results in ``out``, those of before where it is there. Raises UsageError where they are of
+    something else."""
+    results = Results(out, settings.to_dict(), describe_device(device, telemetry))
+    results.write()
     return results
 
 

@@ -46,7 +46,7 @@ class Settings:
     device: str = "cuda"
     dtype: str = "bfloat16"
     """What full precision is."""
-    batches: tuple[int, ...] = (1, 8)
+    batches: tuple[int, ...] = (1, 4, 16)
     maps: int = 32
     """Different wafer maps; every call gets others than the one before."""
     answer_tokens: int = 0
@@ -76,7 +76,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         known = (*SHAPES, NANO)
-        if not self.shapes or any(name not in known for name in self.shapes):
+        if not (self.shapes or self.bundles) or any(name not in known for name in self.shapes):
             raise UsageError(f"shapes are {', '.join(self.shapes) or 'none'}; known are {', '.join(known)}")
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")

@@ -220,17 +220,14 @@ def test_another_result_is_not_gone_on_with(tmp_path: Path) -> None:
         Results(path, {}, MACHINE)
 
 
-def test_a_shape_gets_its_share_of_the_budget_and_what_others_left() -> None:
+def test_a_budget_refuses_what_it_does_not_hold() -> None:
     now = [0.0]
-    budget = Budget(100, 2, clock=lambda: now[0])
-    budget.begin_part()
+    budget = Budget(50, clock=lambda: now[0])
     now[0] = 45.0
     assert budget.refusal() == ""
     assert "5 s are left" in budget.refusal(10)
     now[0] = 51.0
-    assert budget.refusal() == "the time budget of 100 s is spent"
-    budget.begin_part()
-    assert budget.refusal(48) == ""
+    assert budget.refusal() == "the time budget of 50 s is spent"
     assert "spent" in failed(RuntimeError("spent\n twice"))["status"]
 
 
