@@ -21,9 +21,10 @@ MIB = float(1 << 20)
 @dataclass
 class Memory:
     """The most bytes allocated inside a block beyond what was allocated before it; None where the device
-    does not count."""
+    does not count. ``before`` is what was allocated before it."""
 
     peak: int | None = None
+    before: int = 0
 
 
 class Device:
@@ -72,12 +73,12 @@ class Device:
         memory = Memory()
         self.free()
         if self.is_cuda:
-            before = torch.cuda.memory_allocated(self.torch)
+            memory.before = int(torch.cuda.memory_allocated(self.torch))
             torch.cuda.reset_peak_memory_stats(self.torch)
         yield memory
         if self.is_cuda:
             self.wait()
-            memory.peak = int(torch.cuda.max_memory_allocated(self.torch) - before)
+            memory.peak = int(torch.cuda.max_memory_allocated(self.torch)) - memory.before
 
     def free(self) -> None:
         """Give back what nobody holds."""

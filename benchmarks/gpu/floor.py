@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.gpu.capture import Captured
 from benchmarks.gpu.device import Device
-from benchmarks.gpu.linear import Dense, Linear, make_form, missing
+from benchmarks.gpu.linear import Dense, Float8, Linear, make_form, missing
 from benchmarks.gpu.static import Matrix
 from wafervlm.errors import ProviderError
 
@@ -135,6 +135,12 @@ def _calls(device: Device, matrix: Matrix, kind: str, dtype: torch.dtype, group:
     if any(layer.kind != kind for layer in layers):
         return []
     found: list[Series] = [[_product(layer, x) for layer in layers]]
+    if kind == "fp8":
+        # Activations rounded before: a floor is of the products, and the row above has both.
+        rounded = Float8.rounded(x)
+        known = [layer for layer in layers if isinstance(layer, Float8)]
+        ways = (False, True) if device.is_cuda else (False,)
+        found += [[_multiplied(layer, rounded, fast) for layer in known] for fast in ways]
     if kind == "dense":
         # The other layout: the library may know a faster kernel for it.
         turned = [layer.get_buffer("weight").T.contiguous() for layer in layers if isinstance(layer, Dense)]
@@ -144,6 +150,12 @@ def _calls(device: Device, matrix: Matrix, kind: str, dtype: torch.dtype, group:
 
 def _product(layer: Linear, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     return lambda: layer.product(x)
+
+
+def _multiplied(
+    layer: Float8, rounded: tuple[torch.Tensor, torch.Tensor], fast: bool
+) -> Callable[[], torch.Tensor]:
+    return lambda: layer.multiplied(*rounded, fast)
 
 
 def _matmul(x: torch.Tensor, weight: torch.Tensor) -> Callable[[], torch.Tensor]:

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.device import Device
+from benchmarks.gpu.device import MIB, Device
 from benchmarks.gpu.subject import Subject
 from calibrate.gptq import Scheme
 from calibrate.layers import quantize_layer
-from calibrate.replay import begin, text_core
+from calibrate.replay import begin, check_exact, text_core
 from train.loading import encode
+from wafervlm.render import RgbImage
 
 
 @torch.no_grad()
@@ -24,13 +25,12 @@ def time_gptq(
     at a time. Seconds of each layer, and of all layers if the others take as long as these do on average;
     the first is left out of the average where there are more, since it warms up.
 
-    The model gets its weights back.
+    ``memory_peak_mib`` counts the model too. The model gets its weights back.
     """
     model = subject.checkpoint.model
     core = text_core(model)
     layers = min(layers, len(core.layers))
-    labels = [subject.task.labels[i % len(subject.task.labels)] for i in range(maps)]
-    images = [subject.images[i % len(subject.images)] for i in range(maps)]
+    images, labels = _conversations(subject, maps)
     kept = copy.deepcopy([layer.state_dict() for layer in core.layers[:layers]])
     device.wait()
     started = time.perf_counter()
@@ -65,7 +65,21 @@ def time_gptq(
         "whole_seconds": whole,
         "how": f"measured on {layers} of {len(core.layers)} layers; the others taken as long as "
         + ("the second and later ones are on average" if len(seconds) > 1 else "this one"),
-        "memory_peak_mib": None if memory.peak is None else memory.peak / (1 << 20),
+        "memory_peak_mib": None if memory.peak is None else (memory.before + memory.peak) / MIB,
         "layer_error": sum(row["error"] for row in rows) / len(rows),
         "layer_error_nearest": sum(row["error_nearest"] for row in rows) / len(rows),
     }
+
+
+@torch.no_grad()
+def replay_error(subject: Subject, maps: int = 8) -> float:
+    """How far the hidden states that GPTQ replays layer by layer are from the full forward's, on ``maps``
+    conversations, over the largest of their layer. Raises SetupError where it is more than rounding."""
+    images, labels = _conversations(subject, maps)
+    return check_exact(subject.checkpoint.model, encode(subject.checkpoint, subject.task, images, labels))
+
+
+def _conversations(subject: Subject, maps: int) -> tuple[list[RgbImage], list[str]]:
+    """Images and labels that answer them, each as often as it takes."""
+    images = [subject.images[i % len(subject.images)] for i in range(maps)]
+    return images, [subject.task.labels[i % len(subject.task.labels)] for i in range(maps)]

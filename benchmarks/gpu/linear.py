@@ -140,13 +140,26 @@ class Float8(Linear):
         return self.levels.float() * self.scales.T
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
+        return self.multiplied(*self.rounded(x)).to(x.dtype)
+
+    @staticmethod
+    def rounded(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``x`` (M, K) in FP8, and the scale (M, 1) float32 of each row."""
         scales = x.abs().amax(dim=1, keepdim=True).float().clamp_min(1e-12) / LARGEST_FP8
-        rounded = (x / scales).to(FP8)
+        return (x / scales).to(FP8), scales
+
+    def multiplied(self, x: torch.Tensor, scales: torch.Tensor, fast: bool = False) -> torch.Tensor:
+        """The product (M, N) bfloat16 of what ``rounded`` gives: the matrix product alone. ``fast`` sums in
+        fewer bits, which only a GPU does."""
         # Scales of rows and columns come with bfloat16 results only.
-        out = torch._scaled_mm(
-            rounded, self.levels.t(), scale_a=scales, scale_b=self.scales, out_dtype=torch.bfloat16
+        return torch._scaled_mm(
+            x,
+            self.levels.t(),
+            scale_a=scales,
+            scale_b=self.scales,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=fast,
         )
-        return out.to(x.dtype)
 
 
 Form = Callable[[torch.Tensor, torch.Tensor | None], Linear]

@@ -53,7 +53,7 @@ def rows_of(path: Path) -> dict[str, dict[str, Any]]:
 def test_every_row_is_there_or_says_why_not(ran: Path) -> None:
     rows = rows_of(ran)
     good = {"forward/2", "generate/2", "static/2", "static-int4/2", "static-fp8/2", "floor/2"}
-    good |= {"profile/static", "gptq"}
+    good |= {"profile/static", "replay", "gptq"}
     assert {key for key, row in rows.items() if row["status"] == "ok"} == {f"nano/{name}" for name in good}
     for name in ("forward-captured", "static-captured", "static-compiled", "static-int4-triton"):
         assert rows[f"nano/{name}/2"]["status"] == "skipped: a CUDA graph needs a CUDA device"
@@ -71,6 +71,7 @@ def test_the_rows_hold_what_they_promise(ran: Path) -> None:
     assert rows["nano/forward/2"]["parity"]["max_abs_difference"] < 1e-6
     assert 0 <= rows["nano/static-int4/2"]["kernel_errors"]["int4"] < 1e-4
     assert rows["nano/static-int4/2"]["parity"]["max_abs_difference"] > 1e-4
+    assert 0 <= rows["nano/replay"]["replay_error"] < 1e-5
     gptq = rows["nano/gptq"]
     assert gptq["of_layers"] == 2 and gptq["whole_seconds"] > sum(gptq["layer_seconds"])
     assert gptq["layer_error"] < gptq["layer_error_nearest"]
@@ -88,7 +89,7 @@ def test_going_on_makes_only_what_is_missing(
     stored = json.loads(ran.read_text())
     stored["rows"] = [row for row in stored["rows"] if row["key"] != "nano/profile/static"]
     ran.write_text(json.dumps(stored))
-    monkeypatch.setattr(module, "_time_pass", lambda *_: pytest.fail("a row that was ok was made again"))
+    monkeypatch.setattr(module, "time_pass", lambda *_: pytest.fail("a row that was ok was made again"))
     monkeypatch.setattr(module, "SECONDS", dict.fromkeys(module.SECONDS, 1e9))
     run(settings, ran)
     after = rows_of(ran)
