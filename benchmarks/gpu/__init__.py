@@ -39,6 +39,8 @@ file that is there is gone on with, so the budget may be spent over several call
   - ``gptq``: ``layer_seconds``, ``whole_seconds`` and ``how`` that was found, ``tokens``,
     ``memory_peak_mib``;
   - ``replay``: ``replay_error``, of the layer by layer that GPTQ does against the full forward;
+  - ``placement``: for each provider of ONNX Runtime the ``nodes`` of a bundle that it runs, by ``operators``,
+    and the ``host_ms`` that it spends on them;
   - ``process``: a part whose process did not live to its end;
 
 - ``ratios``: for each pass ``over_full_precision_floor``, ``over_quantized_floor``, ``generate_over_it``,

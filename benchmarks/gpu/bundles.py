@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu.device import Device
+from benchmarks.gpu.node_placement import node_placement
 from benchmarks.gpu.nvml import Telemetry
 from benchmarks.gpu.parity import parity
 from train.synthetic import wafers
@@ -85,6 +86,13 @@ def time_bundle(
             "reason": used.reason,
         },
     }
+
+
+def place_bundle(bundle: Path, device: Device) -> dict[str, Any]:
+    """Where ONNX Runtime runs the nodes of one bundle on one image."""
+    opened = open_bundle(bundle)
+    image = _images(opened.manifest.task, 1)[0]
+    return node_placement(opened, image[None], device.torch.type)
 
 
 def _images(task: Task, maps: int) -> list[RgbImage]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from benchmarks.gpu.bundles import bundle_steps, time_bundle
+from benchmarks.gpu.bundles import bundle_steps, place_bundle, time_bundle
 from benchmarks.gpu.device import MIB, Device
 from benchmarks.gpu.nvml import Telemetry
 from benchmarks.gpu.passes import PROMPTED, SECONDS, STATIC
@@ -172,6 +172,10 @@ def _steps(
 
 
 def _bundle_steps(settings: Settings, device: Device, telemetry: Telemetry) -> Iterator[Step]:
+    for bundle in settings.bundles:
+        known: Row = {"kind": "placement", "shape": bundle.name}
+        make = functools.partial(place_bundle, bundle, device)
+        yield Step(f"{bundle.name}/placement", known, 20.0, make)
     for runtime, bundle, engine in bundle_steps(settings.bundles, settings.engines, device):
         for batch in settings.batches:
             known = {"kind": "pass", "shape": bundle.name, "batch": batch, "pass": runtime}
