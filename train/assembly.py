@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from peft import LoraConfig
 from trl import SFTConfig
 
-import wafervlm
 from train import processes
 from train.adapter import go_on_from, trained_tokens
 from train.batches import Batch, Collator, Example, Order
@@ -32,6 +31,7 @@ from train.vqa.doubts import Doubts
 from train.vqa.mix import Mix
 from train.wording import Wording
 from wafervlm.errors import ConfigError
+from wafervlm.loading import load_for_words
 from wafervlm.render import RgbImage, render
 from wafervlm.task import Task
 
@@ -50,7 +50,7 @@ def assemble(settings: Settings, partial: Path, resume: Path | None) -> tuple[Ad
     task = dataset_task(Path(settings.data.dataset))
     if task.multi_label and settings.data.words:
         raise ConfigError(f"data.words is {settings.data.words} and the task is multi-label; set it to 0")
-    examples = _examples(settings, task)
+    examples, mix = _examples(settings, task), _mix(settings.data)
     checkpoint = load_checkpoint(settings.model.base, dtype=_weights(settings), device=settings.model.device)
     fast_vision(checkpoint.model)
     if settings.model.device == "cpu" and settings.model.precision == "bfloat16":
@@ -61,7 +61,7 @@ def assemble(settings: Settings, partial: Path, resume: Path | None) -> tuple[Ad
     steps = total_steps(settings.train, len(examples))
     schedule = _schedule(settings.train, steps, watch.elapsed)
     strong = settings.train.seed if settings.data.augment == "strong" else None
-    length, wording = settings.model.max_length, _wording(settings)
+    length, wording = settings.model.max_length, _wording(settings, mix)
     if task.multi_label and not settings.data.annotations:
         collator: Collator = BranchCollator(checkpoint, task, examples, order, length, strong)
     else:
@@ -85,7 +85,7 @@ def assemble(settings: Settings, partial: Path, resume: Path | None) -> tuple[Ad
         watch=watch,
         best=best,
         evaluate_maps=_evaluation(settings, judged, task, tune),
-        evaluate_words=_words_batches(settings, checkpoint, task, tune) if wording and tune else None,
+        evaluate_words=_words_batches(settings, checkpoint, task, tune, mix) if wording and tune else None,
         checkpoints=partial / "checkpoints",
         patience=settings.train.patience,
         tensorboard=partial / "tensorboard" if settings.train.tensorboard else None,
@@ -107,16 +107,16 @@ def _examples(settings: Settings, task: Task) -> list[Example]:
     return task_examples([samples[index] for index in chosen], task)
 
 
-def _wording(settings: Settings) -> Wording | None:
+def _wording(settings: Settings, mix: Mix) -> Wording | None:
     data, train = settings.data, settings.train
     if not data.words:
         return None
     rows = _rows(Path(data.vqa)) if data.vqa else []
-    return Wording(data.words, train.seed, train.batch, _mix(data), rows)
+    return Wording(data.words, train.seed, train.batch, mix, rows)
 
 
 def _mix(data: DataSettings) -> Mix:
-    doubts = Doubts(wafervlm.load(data.doubts, threads=1)) if data.doubts else None
+    doubts = Doubts(load_for_words(data.doubts, threads=1)) if data.doubts else None
     return Mix(unsaid=data.unsaid, doubts=doubts)
 
 
@@ -126,13 +126,13 @@ def _rows(vqa: Path) -> list[Example]:
 
 
 def _words_batches(
-    settings: Settings, checkpoint: Checkpoint, task: Task, samples: list[Sample]
+    settings: Settings, checkpoint: Checkpoint, task: Task, samples: list[Sample], mix: Mix
 ) -> Callable[[], Iterator[Batch]]:
     """A function that gives batches in which every one of ``samples`` is asked about in words, or for its
     class where there is nothing to ask, the same each time."""
     examples, batch = task_examples(samples, task), settings.train.batch
     order = Order([e.label for e in examples], [False] * len(examples), 0, balance=False)
-    wording = Wording(1.0, 0, batch, _mix(settings.data))
+    wording = Wording(1.0, 0, batch, mix)
     collator = Collator(checkpoint, task, examples, order, settings.model.max_length, wording=wording)
     places = [range(first, min(first + batch, len(examples))) for first in range(0, len(examples), batch)]
     return lambda: (collator([{"position": k} for k in part]) for part in places)

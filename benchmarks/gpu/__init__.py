@@ -14,7 +14,12 @@ differ from call to call. DIR holds their configurations and tokenizers in ``qwe
   full precision: kernel by kernel, as one CUDA graph, and that with what lies between products fused;
 - ``static-int4`` (torch's weight-only kernel), ``static-int4-triton`` (ours) and ``static-fp8`` (text and
   vision), the last two fused as well;
-- bundles on ONNX Runtime and TensorRT engines (``--bundle``, ``--engine``), from host to host.
+- bundles on ONNX Runtime and TensorRT engines (``--bundle``, ``--engine``), from host to host. A bundle whose
+  folder has the name of its shape is set against that shape's floor and full precision::
+
+      python -m benchmarks.random_checkpoint DIR/qwen3-vl-4b -o ckpt --gptq
+      wafervlm export ckpt -o 4b
+      python -m benchmarks.gpu --shape 4b --bundle 4b --config-folder DIR -o results.json
 
 Torch's passes are timed by events of the device, from inputs that lie there to scores that lie there, each
 call on an idle device. Each shape, and the bundles, run in a process of their own (parts.py): after a

@@ -6,7 +6,8 @@ is for full-precision weights, one for whatever form is fastest. Attention, norm
 out, so that a pass cannot reach it.
 
 Weights are read from memory, as in a pass: each call of a series uses another copy, and all copies together
-exceed the cache. Activations may come from the cache.
+exceed the cache. Activations may come from the cache. Those of FP8 are rounded beforehand, and its faster sum
+in fewer bits is tried too, which no pass here takes.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def _calls(device: Device, matrix: Matrix, kind: str, dtype: torch.dtype, group:
         return []
     found: list[Series] = [[_product(layer, x) for layer in layers]]
     if kind == "fp8":
-        # Activations rounded before: a floor is of the products, and the row above has both.
+        # Activations rounded before, while the series above rounds too: a floor is of the products alone.
         rounded = Float8.rounded(x)
         known = [layer for layer in layers if isinstance(layer, Float8)]
         ways = (False, True) if device.is_cuda else (False,)

@@ -264,7 +264,8 @@ def _fastest(kernel: Any, x: torch.Tensor, packed: torch.Tensor, scales: torch.T
             errors.append(error)
     if not times:
         raise ProviderError(
-            f"no configuration of the INT4 kernel runs on this GPU; the first ends in {errors[0]}"
+            f"no configuration of the INT4 kernel runs on this GPU; the first ends in "
+            f"{type(errors[0]).__name__}: {errors[0]}"
         ) from errors[0]
     return min(times, key=lambda config: times[config])
 

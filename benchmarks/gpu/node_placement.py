@@ -16,7 +16,7 @@ import numpy as np
 
 from wafervlm.bundle import Bundle
 from wafervlm.render import RgbImage
-from wafervlm.runtimes.onnx import PROVIDERS, import_onnxruntime, session_options
+from wafervlm.runtimes.onnx import open_session
 
 _SUFFIX = "_kernel_time"
 
@@ -25,15 +25,17 @@ def node_placement(bundle: Bundle, images: RgbImage, device: str) -> dict[str, A
     """Run ``images`` uint8 (B, H, W, 3) once on ``device``, cpu or cuda, after one call to warm up.
 
     Gives for each provider its nodes by operator, most first, and the ``host_ms`` that it spent on them: on a
-    GPU that is the time to launch them.
+    GPU that is the time to launch them. Raises what opening a session raises.
     """
-    ort, graph = import_onnxruntime(), bundle.manifest.graph
-    options = session_options(ort, bundle, threads=None, accuracy_level=graph.accuracy_level)
-    options.enable_profiling = True
+    graph = bundle.manifest.graph
     with tempfile.TemporaryDirectory() as folder:
-        options.profile_file_prefix = str(Path(folder) / "nodes")
-        session = ort.InferenceSession(
-            bundle.read(graph.file), sess_options=options, providers=[PROVIDERS[device]]
+        session = open_session(
+            bundle,
+            graph.file,
+            device=device,
+            threads=None,
+            accuracy_level=graph.accuracy_level,
+            profile=Path(folder) / "nodes",
         )
         feed = {session.get_inputs()[0].name: np.ascontiguousarray(images)}
         for _ in range(2):

@@ -38,6 +38,10 @@ class Results:
         """Whether the row ``key`` is there and ok."""
         return self.rows.get(key, {}).get("status") == OK
 
+    def failed(self, key: str) -> bool:
+        """Whether the row ``key`` is there and failed."""
+        return str(self.rows.get(key, {}).get("status")).startswith(FAILED)
+
     def put(self, key: str, row: Mapping[str, Any]) -> None:
         """Keep a row and write the file."""
         self.rows[key] = {"key": key, **row}
@@ -91,7 +95,7 @@ IDENTITY: Mapping[str, tuple[str, ...]] = {"settings": (), "machine": ("device",
 
 
 class Budget:
-    """Seconds that may be spent."""
+    """Seconds that may be spent, on all or on one part of it."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._end, self._seconds = clock, clock() + seconds, seconds
@@ -102,30 +106,42 @@ class Budget:
         if left > wanted:
             return ""
         return (
-            f"the time budget of {self._seconds:g} s is spent"
+            f"its {self._seconds:.0f} s of the time budget are spent"
             if left <= 0
-            else (f"of the time budget {left:.0f} s are left, and this takes about {wanted:.0f} s")
+            else (f"of its time budget {left:.0f} s are left, and this takes about {wanted:.0f} s")
         )
 
 
 def skipped(reason: str) -> Row:
     """A row that was not measured."""
-    return {"status": f"{SKIPPED}: {reason}"}
+    return {"status": f"{SKIPPED}: {_line(reason)}"}
 
 
 def failed(error: BaseException) -> Row:
     """A row that ended in an error: what was raised, where, and what that came of, which is the cause where
     the recording of a graph ends in an error of its own."""
     row: Row = {"status": f"{FAILED}: {_said(error)}", "where": _where(error)}
-    first = error
-    while before := first.__cause__ or first.__context__:
-        first = before
+    first = _first(error)
     return row if first is error else {**row, "came_of": _said(first), "came_of_where": _where(first)}
 
 
+def _first(error: BaseException) -> BaseException:
+    """The error that all others came of."""
+    seen: set[int] = set()
+    # Two may name each other.
+    while id(error) not in seen:
+        seen.add(id(error))
+        before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        error = before or error
+    return error
+
+
 def _said(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    return f"{type(error).__name__}: {text[:400]}"
+    return f"{type(error).__name__}: {_line(str(error)) or 'no message'}"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:400]
 
 
 def _where(error: BaseException) -> list[str]:

@@ -16,7 +16,7 @@ from benchmarks.gpu.bundles import bundle_steps, place_bundle, time_bundle
 from benchmarks.gpu.device import MIB, Device
 from benchmarks.gpu.nvml import Telemetry
 from benchmarks.gpu.passes import PROMPTED, SECONDS, STATIC
-from benchmarks.gpu.results import OK, Budget, Results, Row, failed, skipped
+from benchmarks.gpu.results import FAILED, OK, Budget, Results, Row, failed, skipped
 from benchmarks.gpu.rows import (
     FLOOR_AFTER,
     Shape,
@@ -100,8 +100,11 @@ def _measure_shape(
     name: str, settings: Settings, device: Device, telemetry: Telemetry, results: Results, budget: Budget
 ) -> None:
     shape = Shape(name, settings, device)
+    steps = list(_steps(name, settings, device, telemetry, shape))
+    # What failed before comes last: it may have taken the process with it.
+    steps.sort(key=lambda step: results.failed(step.key))
     try:
-        for step in _steps(name, settings, device, telemetry, shape):
+        for step in steps:
             if name not in results.shapes and not results.has(step.key) and not budget.refusal():
                 results.shapes[name] = _described(shape)
             _take(step, results, budget)
@@ -126,6 +129,7 @@ def _take(step: Step, results: Results, budget: Budget) -> None:
         results.put(step.key, {**step.known, **skipped(refusal)})
         return
     started = time.monotonic()
+    results.put(step.key, {**step.known, "status": f"{FAILED}: the process ended in it"})
     row: Row
     try:
         row = {"status": OK, **step.make()}

@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.wafervlm.toy import make_graph, make_head, write_bundle
+from train.artefact import folder_digest
 from train.assembly import assemble, figures, total_steps
 from train.build import BuildConfig, build_dataset
 from train.config import Settings, TrainSettings, settings_from, to_dict
@@ -26,6 +28,7 @@ from train.samples import annotated_examples, at_most, held_out
 from train.scorer import label_log_probs
 from train.sft import Outcome, explained_memory, fine_tune, settled
 from train.trainer import AdapterTrainer
+from wafervlm.bundle import EMBEDDED
 from wafervlm.errors import ConfigError, DatasetError, ResourceError, SetupError, UsageError
 from wafervlm.render import render
 from wafervlm.task import Task
@@ -78,6 +81,26 @@ def trained(
         save_steps=10,
     )
     return settings, fine_tune(settings)
+
+
+def test_descriptions_leave_out_what_a_bundle_gets_wrong(
+    tmp_path: Path, tiny_checkpoint: Path, dataset: Path
+) -> None:
+    table = {
+        "output": str(tmp_path / "adapter"),
+        "model": {"base": str(tiny_checkpoint), "device": "cpu"},
+        "data": {"dataset": str(dataset), "words": 0.9, "doubts": str(EMBEDDED), "tune_maps": 4},
+        "lora": {"rank": 4},
+        "train": {"batch": 2, "threads": 1, "max_steps": 2, "evaluations": 1},
+    }
+    settings = settings_from(table)[0]
+    assert fine_tune(settings).steps == 2
+    record = json.loads((tmp_path / "adapter" / "provenance.json").read_text())
+    assert record["inputs"]["doubts"] == folder_digest(EMBEDDED)
+    mute = write_bundle(tmp_path / "mute", make_graph(head := make_head()), head)
+    other = replace(settings, output=str(tmp_path / "o"), data=replace(settings.data, doubts=str(mute)))
+    with pytest.raises(UsageError, match="words"):
+        fine_tune(other)
 
 
 def test_the_loss_falls_and_the_folder_holds_what_it_should(trained: tuple[Settings, Outcome]) -> None:

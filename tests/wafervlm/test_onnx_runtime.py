@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from wafervlm.errors import (
 )
 from wafervlm.manifest import Manifest
 from wafervlm.render import RenderSpec, RgbImage, render
-from wafervlm.runtimes import open_runtime
+from wafervlm.runtimes import onnx as module, open_runtime
 from wafervlm.runtimes.onnx import import_onnxruntime
 from wafervlm.task import Task
 from wafervlm.wafermap import WaferMap
@@ -98,6 +99,7 @@ def test_provider_that_does_not_start(
     names = [*onnxruntime.get_available_providers(), "CUDAExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: sys.stdout.write("Failed to load libcublas"))
+    monkeypatch.setattr(module, "_PRELOADED", threading.Event())
     caplog.set_level("DEBUG")
     with pytest.raises(ProviderError) as caught, pytest.warns(UserWarning, match="CUDA"):
         open_runtime("onnx", open_bundle(shared_toy_bundle), device="cuda")

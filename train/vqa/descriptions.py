@@ -35,11 +35,11 @@ class Unsaid:
 
     Each statement but share, main zone and main clock position is left out with ``chance``, 0 to below 0.5:
     greedily, the model then says what it holds to be right with more than 0.5 / (1 - chance). Statements on
-    the ``doubted`` topics are left out always.
+    topics that ``doubted`` gives are left out always, but for the first of a part where nothing else is left.
     """
 
     chance: float = 0.0
-    doubted: frozenset[Topic] = frozenset()
+    doubted: Callable[[], frozenset[Topic]] = frozenset
 
 
 NOTHING = Unsaid()
@@ -63,7 +63,8 @@ class _Teller:
 
     def chosen(self, claims: Sequence[Claim]) -> Sequence[Claim]:
         """Those that are said: at least one."""
-        known = [claim for claim in claims if claim.topic not in self.unsaid.doubted] or claims[:1]
+        doubted = self.unsaid.doubted()
+        known = [claim for claim in claims if claim.topic not in doubted] or claims[:1]
         if not self.unsaid.chance:
             return known
         drawn = self.rng.random(len(known)) >= self.unsaid.chance

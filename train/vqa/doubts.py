@@ -6,18 +6,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from train.vqa.facts import Facts
-from wafervlm.claims import Topic, check, extract
+from wafervlm.claims import Claim, Topic, check, extract
 from wafervlm.wafermap import DieGrid, WaferMap
 from wafervlm.words.description import Description
 
 # A wafer of which two structures and their places are told has some hundred tokens.
 _MOST_TOKENS = 256
-# Values that say whether there is a structure at all.
-_WHETHER = ("any", 0)
 
 
 class Describer(Protocol):
-    """What describes a wafer, as ``wafervlm.Model`` does."""
+    """What describes a wafer, as ``wafervlm.WaferVLM`` does."""
 
     def describe(self, wafer: WaferMap, *, check: bool, max_tokens: int) -> Description: ...
 
@@ -34,8 +32,13 @@ class Doubts:
     model: Describer
 
     def __call__(self, dies: DieGrid, found: Facts) -> frozenset[Topic]:
-        """Of a wafer's ``dies`` (H, W) uint8, of which ``found`` was measured. That there is some structure
-        is not doubted: what is true instead of a structure that there is not is there to be learned."""
+        """Of a wafer's ``dies`` (H, W) uint8, of which ``found`` was measured. Whether there is a
+        structure at all is never doubted: the true statement stays, so that it is learned."""
         said = self.model.describe(WaferMap(dies), check=False, max_tokens=_MOST_TOKENS)
         wrong = (item.claim for item in check(extract(said.text), found.geometry) if item.contradicted)
-        return frozenset(claim.topic for claim in wrong if claim.plain not in _WHETHER)
+        return frozenset(claim.topic for claim in wrong if not _whether(claim))
+
+
+def _whether(claim: Claim) -> bool:
+    """Whether it says that there is such a structure, or none."""
+    return claim.plain == "any" or (claim.kind == "clusters" and claim.plain == 0)

@@ -161,38 +161,48 @@ class CircuitBreaker:
     are kept. Threads may share it."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._lock, self._failures = threading.Lock(), 0
-        self._refused, self._taken = 0, False
+        self._endpoint, self._lock = endpoint, threading.Lock()
+        self._failures = self._refused = self._pending = 0
+        self._taken = False
 
     def ask(self, messages: Sequence[dict[str, str]]) -> Reply | Unanswered:
         """The reply to ``messages``, or why there is none. Raises ProviderError as the endpoint does, and
-        where it finds fault with the first GIVE_UP requests: then it is with all of them."""
-        # A kept reply says that the endpoint took requests of this kind, not that it is up.
+        where it refused GIVE_UP requests and took none: it will take no other."""
         if (kept := self._endpoint.kept(messages)) is not None:
+            # It took requests of this kind; whether it is up is another question.
             self._taken = True
             return kept
         if self._failures >= GIVE_UP:
             return Unanswered("not asked, the endpoint is down", later=True)
+        with self._lock:
+            self._pending += 1
+        answer: Reply | NoReply
         try:
-            reply = self._endpoint.ask(messages)
+            answer = self._endpoint.ask(messages)
         except NoReply as error:
+            answer = error
+        finally:
             with self._lock:
-                self._note(error)
-            return Unanswered(error.reason, later=error.fault == "endpoint")
-        self._failures, self._taken = 0, True
-        return reply
+                self._pending -= 1
+        with self._lock:
+            self._note(answer)
+        if isinstance(answer, NoReply):
+            return Unanswered(answer.reason, later=answer.fault == "endpoint")
+        return answer
 
-    def _note(self, error: NoReply) -> None:
-        if error.fault != "request":
-            self._failures += 1
+    def _note(self, answer: Reply | NoReply) -> None:
+        fault = answer.fault if isinstance(answer, NoReply) else None
+        self._taken = self._taken or fault in (None, "reply")
+        self._failures = 0 if fault in (None, "request") else self._failures + 1
+        if fault != "request":
             return
-        self._failures, self._refused = 0, self._refused + 1
-        if self._refused >= GIVE_UP and not self._taken:
+        self._refused += 1
+        # One that is under way may yet be taken.
+        if self._refused >= GIVE_UP and not self._taken and not self._pending:
             raise ProviderError(
-                f"the endpoint took none of the first {GIVE_UP} requests, the last with {error}; check the "
-                "model's name and what it allows"
-            ) from error
+                f"the endpoint refused {self._refused} requests and took none, the last with {answer}; check "
+                "the model's name and what it allows"
+            )
 
 
 def require_replies(missing: int, asked: int, url: str, out: Path, kept: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,9 +57,9 @@ class Mix:
         found = facts(dies, label, self.causes)
         if found.disputed:
             return None
-        return put(found, rng, kind, Unsaid(self.unsaid, self._doubted(dies, found, kind)))
+        return put(found, rng, kind, Unsaid(self.unsaid, self._doubted(dies, found)))
 
-    def _doubted(self, dies: DieGrid, found: Facts, kind: str) -> frozenset[Topic]:
-        if self.doubts is None or kind not in DESCRIPTIONS:
-            return frozenset()
-        return self.doubts(dies, found)
+    def _doubted(self, dies: DieGrid, found: Facts) -> Callable[[], frozenset[Topic]]:
+        """What is doubted, asked for once, and where something may be left out."""
+        doubts = self.doubts
+        return frozenset if doubts is None else functools.cache(lambda: doubts(dies, found))

@@ -72,9 +72,9 @@ def by_dimension(answers: Sequence[Answer]) -> dict[str, ClaimFigures]:
 def measure_recall(answers: Sequence[Answer], geometries: Sequence[Geometry]) -> float:
     """How much of what ``state`` says of each geometry its answer says too, on average over geometries.
 
-    A statement is said where the answer makes a supported claim of its kind about the same structure, both
-    negated or neither. Answers and geometries are paired; a geometry about which nothing is to be said is
-    left out. Raises ValueError where their numbers differ.
+    A statement is said where the answer makes a supported claim of its kind about the same structure, the
+    main one however it is named, both negated or neither. Answers and geometries are paired; a geometry about
+    which nothing is to be said is left out. Raises ValueError where their numbers differ.
     """
     shares = []
     for answer, geometry in zip(answers, geometries, strict=True):

@@ -32,6 +32,7 @@ from wafervlm.render import RgbImage
 from wafervlm.runtimes.contract import Port, check_contract
 
 log = logging.getLogger(__name__)
+_PRELOADING, _PRELOADED = threading.Lock(), threading.Event()
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
@@ -132,12 +133,23 @@ def _unusable(error: Exception) -> str:
     return f"onnxruntime {fault}; install it with: {INSTALL['cpu']}{force}{other}"
 
 
-def open_session(bundle: Bundle, file: str, *, device: str, threads: int | None, accuracy_level: int) -> Any:
-    """A session over the graph ``file`` of a bundle. Raises ProviderError, MissingDependencyError,
-    ResourceError and UsageError."""
+def open_session(
+    bundle: Bundle,
+    file: str,
+    *,
+    device: str,
+    threads: int | None,
+    accuracy_level: int,
+    profile: Path | None = None,
+) -> Any:
+    """A session over the graph ``file`` of a bundle; with ``profile``, the beginning of a file's name, it
+    writes down what each node took. Raises ProviderError, MissingDependencyError, ResourceError and
+    UsageError."""
     ort = import_onnxruntime()
     provider = _provider(ort, device)
     options = session_options(ort, bundle, threads=threads, accuracy_level=accuracy_level)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     # The digest is of these very bytes, so no one can exchange the file after it was checked.
     data = bundle.read(file)
     if device == "cuda":
@@ -161,14 +173,21 @@ def open_session(bundle: Bundle, file: str, *, device: str, threads: int | None,
 
 
 def _preload(ort: Any) -> None:
-    """Load the CUDA libraries that pip installed, which no search path names. What it cannot load may be on
-    the system: the session says so where it is not."""
-    said = io.StringIO()
-    # Its notes would stand amid results.
-    with redirect_stdout(said):
-        ort.preload_dlls()
-    if said.getvalue():
-        log.debug("ONNX Runtime on the CUDA libraries: %s", said.getvalue().strip())
+    """Load the CUDA libraries that pip installed, which no search path names, once in a process. What it
+    cannot load may be on the system: the session says so where it is not."""
+    with _PRELOADING:
+        if _PRELOADED.is_set():
+            return
+        _PRELOADED.set()
+        said = io.StringIO()
+        try:
+            # Its notes would stand amid results.
+            with redirect_stdout(said):
+                ort.preload_dlls()
+        except Exception as error:
+            log.debug("ONNX Runtime did not look for the CUDA libraries of pip: %s", error)
+        if said.getvalue():
+            log.debug("ONNX Runtime on the CUDA libraries: %s", said.getvalue().strip())
 
 
 def _provider(ort: Any, device: str) -> str:

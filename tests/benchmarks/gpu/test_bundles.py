@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from benchmarks.gpu.bundles import place_bundle
 from benchmarks.gpu.device import Device
+from benchmarks.gpu.node_placement import node_placement
 from benchmarks.gpu.run import run
 from benchmarks.gpu.settings import Settings
 from wafervlm.bundle import EMBEDDED, open_bundle
+from wafervlm.errors import ProviderError
 
 
 def test_every_node_is_placed_and_quantized_products_are_fused() -> None:
@@ -27,6 +31,14 @@ def test_every_node_is_placed_and_quantized_products_are_fused() -> None:
     assert 0 < cpu["operators"]["MatMulNBits"] <= stored.count("DequantizeLinear")
     assert cpu["operators"].get("DequantizeLinear", 0) == 0
     assert cpu["operators"]["Attention"] == stored.count("Attention")
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this ONNX Runtime has CUDA"
+)
+def test_a_provider_that_is_not_there_places_nothing() -> None:
+    with pytest.raises(ProviderError, match="CUDAExecutionProvider"):
+        node_placement(open_bundle(EMBEDDED), np.zeros((1, 112, 112, 3), np.uint8), "cuda")
 
 
 def test_a_bundle_has_its_rows(tmp_path: Path) -> None:

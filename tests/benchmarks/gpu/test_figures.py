@@ -227,7 +227,7 @@ def test_a_budget_refuses_what_it_does_not_hold() -> None:
     assert budget.refusal() == ""
     assert "5 s are left" in budget.refusal(10)
     now[0] = 51.0
-    assert budget.refusal() == "the time budget of 50 s is spent"
+    assert budget.refusal() == "its 50 s of the time budget are spent"
     assert "spent" in failed(RuntimeError("spent\n twice"))["status"]
 
 
@@ -245,3 +245,16 @@ def test_a_row_that_failed_says_where_and_what_it_came_of() -> None:
     assert row["came_of"] == "ArithmeticError: a copy from the host"
     assert row["where"][-1].endswith("capture") and row["came_of_where"][-1].startswith("test_figures.py:")
     assert "came_of" not in failed(ValueError("alone"))
+
+
+def test_errors_that_name_each_other_or_hide_one_another_end() -> None:
+    first, second = ValueError("first"), KeyError("second")
+    first.__cause__, second.__context__ = second, first
+    assert failed(first)["status"] == "failed: ValueError: first"
+    hiding = ValueError("said")
+    hiding.__context__, hiding.__suppress_context__ = KeyError("hidden"), True
+    assert "came_of" not in failed(hiding)
+
+
+def test_a_reason_of_many_lines_is_one() -> None:
+    assert skipped("no kernel:\n  line 1\n") == {"status": "skipped: no kernel: line 1"}

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from benchmarks.gpu import run as module
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.device import Device
-from benchmarks.gpu.linear import check, make_form, missing
+from benchmarks.gpu.linear import Float8, check, make_form, missing
 from benchmarks.gpu.run import run
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.subject import fold_adapter, random_checkpoint
@@ -102,7 +102,7 @@ def test_what_the_budget_does_not_hold_is_skipped(settings: Settings, tmp_path: 
     run(Settings(**{**OPTIONS, "checkpoint": settings.checkpoint, "budget": 1e-6}), out)
     rows = rows_of(out)
     assert len(rows) > 10
-    assert {row["status"] for row in rows.values()} == {"skipped: the time budget of 1e-06 s is spent"}
+    assert {row["status"] for row in rows.values()} == {"skipped: its 0 s of the time budget are spent"}
 
 
 def test_a_model_that_cannot_be_had_fails_its_rows_only(tmp_path: Path) -> None:
@@ -163,6 +163,46 @@ def test_a_form_adds_its_bias(cpu: Device) -> None:
     for kind in ("dense", "int4", "fp8"):
         layer, bare = (make_form(kind, cpu.torch, 32)(weight, b) for b in (bias, None))
         np.testing.assert_allclose(layer(x), bare(x) + bias, atol=1e-5)
+
+
+def test_the_product_in_fp8_is_that_of_what_it_stores() -> None:
+    weight, x = torch.randn(32, 64), torch.randn(5, 64)
+    layer = Float8(weight)
+    levels, scales = Float8.rounded(x)
+    wanted = (levels.float() * scales) @ layer.dense().T
+    product = layer.multiplied(levels, scales)
+    np.testing.assert_allclose(product.float(), wanted, rtol=0.01, atol=0.02)
+    assert torch.equal(layer.product(x), product.to(x.dtype))
+
+
+def test_what_ended_its_process_comes_last_when_it_is_gone_on_with(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "results.json"
+
+    class Killed(BaseException):
+        pass
+
+    def killed(which: str, *_: Any) -> Any:
+        made.append(which)
+        if which == "generate":
+            raise Killed
+        return {"latency_ms": {"p50": 1.0}}
+
+    made: list[str] = []
+    monkeypatch.setattr(module, "time_pass", killed)
+    for name in ("floor", "profile", "against_float32", "gptq", "replay"):
+        monkeypatch.setattr(module, name, lambda *_: {})
+    with pytest.raises(Killed):
+        run(settings, out)
+    assert rows_of(out)["nano/generate/2"]["status"] == "failed: the process ended in it"
+    first, made[:] = len(made), []
+    with pytest.raises(Killed):
+        run(settings, out)
+    # Everything else is there before it is tried again.
+    assert made[-1] == "generate" and len(made) > first
+    kept = {key for key, row in rows_of(out).items() if row["status"] == "ok"}
+    assert {"nano/forward/2", "nano/static/2", "nano/gptq"} <= kept
 
 
 @pytest.mark.parametrize(

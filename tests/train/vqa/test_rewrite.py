@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -160,9 +161,24 @@ def test_a_request_that_is_at_fault_does_not_mean_that_the_endpoint_is_down(
 
 def test_an_endpoint_that_takes_no_request_is_an_error(model: ScriptedModel, tmp_path: Path) -> None:
     model.script = lambda body: (400, {"error": {"message": "max_tokens is 4 at most"}})
-    with pytest.raises(ProviderError, match=f"none of the first {GIVE_UP} requests.*400.*4 at most.*check"):
+    with pytest.raises(ProviderError, match=r"refused \d+ requests and took none.*400.*4 at most.*check"):
         asked(model.url, tmp_path / "cache", 3 * GIVE_UP)
     assert len(model.asked) < 3 * GIVE_UP
+    # Requests that are under way may yet be taken.
+    slow = [threading.Event()]
+
+    def taken_late(body: dict[str, Any]) -> tuple[int, Any]:
+        if len(model.asked) == 1:
+            slow[0].wait(5)
+            return completion(OTHER)
+        if len(model.asked) > GIVE_UP + 2:
+            slow[0].set()
+        return 400, {"error": {"message": "too long"}}
+
+    model.asked.clear()
+    model.script = taken_late
+    _, report = asked(model.url, tmp_path / "late", GIVE_UP + 6, workers=2)
+    assert report.kept == 1 and report.dropped["status 400"] == GIVE_UP + 5
     # What was taken before says that it is these requests, not the endpoint.
     model.script = lambda body: completion(OTHER)
     asked(model.url, tmp_path / "cache", 1)

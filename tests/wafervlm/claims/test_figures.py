@@ -7,7 +7,17 @@ import math
 import pytest
 
 from tests.wafervlm.claims.drawing import MEASURED
-from wafervlm.claims import by_dimension, by_kind, check, extract, measure_claims, measure_recall, state, tell
+from wafervlm.claims import (
+    Claim,
+    by_dimension,
+    by_kind,
+    check,
+    extract,
+    measure_claims,
+    measure_recall,
+    state,
+    tell,
+)
 
 SPOT, RING = MEASURED["spot"], MEASURED["ring"]
 ANSWERS = [
@@ -15,6 +25,13 @@ ANSWERS = [
     check(extract("The pattern is 50 percent of the diameter long. There is a ring."), RING),
     [],
 ]
+
+
+def test_a_topic_is_what_a_claim_is_about_whichever_way_it_is_told() -> None:
+    whole, pattern = Claim("zone", "edge"), Claim("zone", ("pattern", "middle"))
+    assert whole.topic == pattern.topic == ("zone", None, False)
+    assert Claim("clock", ("largest cluster", 3)).topic == ("clock", "largest cluster", False)
+    assert Claim("ring", "any", negated=True).topic == ("ring", None, True)
 
 
 def test_counts() -> None:
