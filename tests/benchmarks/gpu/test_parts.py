@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from benchmarks.gpu.run import open_results
 from benchmarks.gpu.settings import Settings
 from wafervlm.errors import UsageError
 
+ROOT = Path(__file__).resolve().parents[3]
 OPTIONS: dict[str, Any] = {"device": "cpu", "dtype": "float32", "maps": 16, "config_folder": Path("none")}
 
 
@@ -38,6 +42,20 @@ def well(settings: Settings, out: Path) -> None:
     open_results(settings, out, device, Telemetry(device)).put(
         f"{settings.shapes[0]}/second", {"status": "ok"}
     )
+
+
+def lingering(settings: Settings, out: Path) -> None:
+    (out.parent / "process").write_text(str(os.getpid()))
+    time.sleep(120)
+
+
+def within(seconds: float, happens: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not happens():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def rows_of(path: Path) -> dict[str, dict[str, Any]]:
@@ -76,3 +94,18 @@ def test_a_result_of_something_else_is_refused_before_a_process_starts(tmp_path:
     run_parts(Settings(shapes=("nano",), **OPTIONS), out, well)
     with pytest.raises(UsageError, match="choose another --out"):
         run_parts(Settings(shapes=("nano",), **{**OPTIONS, "maps": 17}), out, well)
+
+
+def test_a_part_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from benchmarks.gpu.parts import run_parts;"
+        "from tests.benchmarks.gpu.test_parts import OPTIONS, lingering;"
+        "from benchmarks.gpu.settings import Settings;"
+        "run_parts(Settings(shapes=('nano',), **OPTIONS), Path(sys.argv[1]), lingering)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "results.json")]
+    with subprocess.Popen(command, cwd=ROOT) as parent:
+        written = tmp_path / "process"
+        assert within(60, lambda: written.exists() and bool(written.read_text()))
+        parent.kill()
+    assert within(20, lambda: not Path(f"/proc/{written.read_text()}").exists())
