@@ -15,7 +15,7 @@ from wafervlm import workshop
 from wafervlm.cores import usable_cores
 from wafervlm.machine import cpu_model, extensions
 
-PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "transformers")
+PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "transformers", "triton")
 
 
 def describe_machine(threads: int) -> dict[str, Any]:

@@ -84,11 +84,9 @@ class DataSettings:
             not self.vqa or self.words > 0, "data.words", self.words, "above 0 where data.vqa names a folder"
         )
         require(0 <= self.unsaid < 0.5, "data.unsaid", self.unsaid, "0 or more and below 0.5")
-        require(not self.unsaid or self.words > 0, "data.words", self.words, "above 0 where data.unsaid is")
-        require(not self.doubts or self.words > 0, "data.words", self.words, "above 0 where data.doubts is")
-        for name in ("unsaid", "doubts"):
-            value = getattr(self, name)
-            wanted = "left out where data.vqa names a folder: its rows are taken as they are"
+        wanted = "left out where data.vqa names a folder: its rows are taken as they are"
+        for name, value in (("unsaid", self.unsaid), ("doubts", self.doubts)):
+            require(not value or self.words > 0, "data.words", self.words, f"above 0 where data.{name} is")
             require(not (self.vqa and value), f"data.{name}", value, wanted)
         require(self.maps_per_class >= 0, "data.maps_per_class", self.maps_per_class, "0 or more")
         require(self.tune_maps >= 0, "data.tune_maps", self.tune_maps, "0 or more")

@@ -18,7 +18,7 @@ differ from call to call. DIR holds their configurations and tokenizers in ``qwe
   folder has the name of its shape is set against that shape's floor and full precision::
 
       python -m benchmarks.random_checkpoint DIR/qwen3-vl-4b -o ckpt --gptq
-      wafervlm export ckpt -o 4b
+      wafervlm export ckpt -o 4b --task task.toml   # labels, question, 256 x 256 px
       python -m benchmarks.gpu --shape 4b --bundle 4b --config-folder DIR -o results.json
 
 Torch's passes are timed by events of the device, from inputs that lie there to scores that lie there, each

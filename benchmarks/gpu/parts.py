@@ -43,10 +43,7 @@ def run_parts(settings: Settings, out: Path, measure: Measure = run) -> Results:
 
 def parts_of(settings: Settings) -> Sequence[tuple[str, Settings]]:
     """The parts by name: one for each shape, one for all bundles."""
-    shapes = [
-        (name, replace(settings, shapes=(name,), bundles=(), engines=()))
-        for name in dict.fromkeys(settings.shapes)
-    ]
+    shapes = [(name, replace(settings, shapes=(name,), bundles=(), engines=())) for name in settings.shapes]
     return [*shapes, ("bundles", replace(settings, shapes=()))] if settings.bundles else shapes
 
 

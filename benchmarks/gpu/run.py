@@ -6,7 +6,6 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -83,7 +82,6 @@ def describe_device(device: Device, telemetry: Telemetry) -> Row:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "triton": _version("triton"),
         "transformers": transformers.__version__,
         "telemetry": telemetry.describe(),
     }
@@ -194,13 +192,6 @@ def _bundle_steps(settings: Settings, device: Device, telemetry: Telemetry) -> I
                 telemetry=telemetry,
             )
             yield Step(f"{bundle.name}/{runtime}/{batch}", known, 30.0, make)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _memory(device: Device) -> float | None:

@@ -30,8 +30,8 @@ DEFAULT_MIX = {
 @dataclass(frozen=True)
 class Mix:
     """Writes a question and its answer of a kind drawn by ``weights`` (kind of train.vqa.write to weight,
-    above 0 in all); as ``write`` otherwise. Descriptions leave statements out with the
-    chance ``unsaid``, and what ``doubts`` has. Raises ConfigError for a kind that is not known."""
+    above 0 in all); as ``write`` otherwise. Descriptions leave statements out with the chance ``unsaid``, and
+    what ``doubts`` has. Raises ConfigError for a kind that is not known."""
 
     weights: Mapping[str, float] = field(default_factory=lambda: dict(DEFAULT_MIX))
     causes: Causes | None = None
