@@ -54,7 +54,7 @@ def test_the_figures_are_reached_on_a_few_wafers() -> None:
     found = accuracy(220, seed=7)["all"]
     assert found["cluster found"] == found["cluster sector exact, not borderline"] == 1
     assert found["cluster position within one die"] >= 0.95
-    assert found["ring radius within 3 percent of the wafer's"] >= 0.98
+    assert found["ring radius within 3 percent of its own"] >= 0.98
     assert found["no hour for rings, scatter, full, none"] >= 0.98
 
 

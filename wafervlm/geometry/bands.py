@@ -16,6 +16,8 @@ WIDEST_GAP = 4  # sectors: 40 degrees
 OPEN_SHARE = 0.45
 EDGE_SHARE = 0.4
 MOST_RINGS = 2
+# Bands beside a ring's own in which its borders may lie, and the failing shares told apart there.
+BESIDE, LEAST, MOST = 2, 0.01, 0.97
 
 
 def find(failing: Mask, crowd: Crowd, where: Places) -> tuple[Ring, ...]:
@@ -91,10 +93,10 @@ def _ring(
     gap, second, middle = _gaps(occupied)
     if second >= WIDEST_GAP:
         return None
-    # The bands beside may hold dies of the ring: what is there beyond the background counts.
-    wider = fails[(where.band[fails] >= first - 1) & (where.band[fails] <= last + 1)]
-    around_it = np.flatnonzero(where.on_wafer & (where.band >= first - 1) & (where.band <= last + 1))
-    radius, width = _extent(wider, around_it, background, where)
+    share = len(held) / np.count_nonzero(occupied[where.sector[on_wafer]])
+    near = np.flatnonzero(where.on_wafer & (where.band >= first - BESIDE) & (where.band <= last + BESIDE))
+    near = near[occupied[where.sector[near]]]
+    radius, width = _extent(where.radius[near], np.isin(near, fails), (background, share), where.pitch)
     # What hangs on a ring inside and outside is part of it, but for a die of its width.
     beside = dense[(where.band[dense] >= first - 1) & (where.band[dense] <= last + 1)]
     dies = np.union1d(held, beside)
@@ -130,17 +132,27 @@ def _gaps(occupied: Mask) -> tuple[int, int, float]:
     return longest, second, float((held[at] + 0.5 + runs[at] / 2) * 360 / SECTORS % 360)
 
 
-def _extent(held: Ints, on_wafer: Ints, background: float, where: Places) -> tuple[float, float]:
-    """Middle and width of the band that the dies ``held`` fill, less the background; every radius weighs the
-    same, however many dies lie there."""
+def _extent(radius: Floats, fails: Mask, shares: tuple[float, float], pitch: float) -> tuple[float, float]:
+    """Middle and width of the ring among dies (N,) at ``radius``, of which ``fails`` fail: the likeliest
+    stretch, where the first of ``shares`` fails outside of it and the second inside.
 
-    def moments(dies: Ints) -> Floats:
-        radius, weight = where.radius[dies], 1 / where.band_dies[where.band[dies]]
-        return np.array([weight.sum(), (weight * radius).sum(), (weight * radius**2).sum()])
-
-    total, first, second = moments(held) - background * moments(on_wafer)
-    middle = first / total
-    return float(middle), float(np.sqrt(12 * max(second / total - middle**2, where.pitch**2 / 12)))
+    It is the stretch with the largest sum of log likelihood ratios (J. Bentley, "Algorithm design
+    techniques", 1984).
+    """
+    order = np.argsort(radius, kind="stable")
+    # The outermost dies reach half a pitch further, but not beyond the wafer.
+    rim = float(radius.max())
+    reach = min(pitch / 2, max(1.0 - rim, 0.0))
+    radius = np.concatenate([[radius.min() - pitch], radius[order], [rim + 2 * reach]])
+    inside = min(shares[1], MOST)
+    outside = min(max(shares[0], LEAST), inside / 2)
+    gain = np.where(fails[order], np.log(inside / outside), np.log((1 - inside) / (1 - outside)))
+    total = np.concatenate([[0.0], np.cumsum(gain)])
+    last = int(np.argmax(total - np.minimum.accumulate(total)))
+    first = int(np.argmin(total[: last + 1]))
+    # A border lies half-way between the last die on the one side and the first on the other.
+    inner, outer = (float(radius[at] + radius[at + 1]) / 2 for at in (first, last))
+    return (inner + outer) / 2, outer - inner
 
 
 def around(cluster: Cluster, failing: Mask, where: Places) -> Ring | None:

@@ -54,7 +54,8 @@ def test_a_ring_has_its_radius_and_no_clock_position(kind: str, seed: int) -> No
     found = measure(dies)
     assert found.main_hour is None
     assert isinstance(found.main, Ring)
-    assert found.main.radius == pytest.approx(truth.radius, abs=0.03)
+    assert found.main.radius == pytest.approx(truth.radius, abs=0.02)
+    assert found.main.width == pytest.approx(truth.width, abs=0.05)
     assert found.main.closed == (kind != "open ring")
 
 
