@@ -12,6 +12,7 @@ from train.nano.config import NANO
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "train" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_printed_answer_is_the_embedded_models() -> None:
@@ -25,6 +26,23 @@ def test_the_printed_answer_is_the_embedded_models() -> None:
 
 
 def test_the_size_of_nano_is_the_configurations() -> None:
-    assert f"{NANO.image} x {NANO.image} pixels" in README
-    assert f"{(NANO.image // NANO.patch // 2) ** 2} image tokens" in README
-    assert f"-s {NANO.image} {NANO.image}" in README
+    assert f"{NANO.image} x {NANO.image} pixels" in TRAINING
+    assert f"{(NANO.image // NANO.patch // 2) ** 2} image tokens" in TRAINING
+    assert f"-s {NANO.image} {NANO.image}" in TRAINING
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "benchmarks/README.md", "train/README.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert links
+    for link in links:
+        place, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / place if place else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in _anchors(target), link
+
+
+def _anchors(page: Path) -> set[str]:
+    """The headings of a page, as GitHub names them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
