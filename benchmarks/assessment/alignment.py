@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from benchmarks.assessment.rules import Phrases
 from benchmarks.statistics import Floats, Ints
-from train.rubrics.formula import FORMULAS, Formula
+from train.rubrics.formula import FORMULAS, OPTIMISED, PUBLISHED, Formula
 from train.rubrics.matching import match
 from wafervlm.errors import MissingDependencyError
 
@@ -117,13 +117,16 @@ def _search(points: Sequence[Point], trials: int, seed: int) -> tuple[Formula, f
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
-    # What is published is where the search begins: it cannot end below it.
-    for known in FORMULAS.values():
-        study.enqueue_trial(
-            {"hit": known.hit, "fuzzy": FUZZY[1] if known.fuzzy is None else 0.72, **known.weights}
-        )
+    # What is published is where the search begins, its threshold to the nearest step.
+    for known in (PUBLISHED, OPTIMISED):
+        study.enqueue_trial({"hit": known.hit, "fuzzy": _step(known.fuzzy), **known.weights})
     study.optimize(reached, n_trials=trials)
     return _formula(study.best_params), float(study.best_value)
+
+
+def _step(threshold: float | None) -> float:
+    low, high, step = FUZZY
+    return high if threshold is None else low + step * round((threshold - low) / step)
 
 
 def _suggest(trial: Any) -> dict[str, float]:
@@ -148,9 +151,14 @@ def _formula(found: Mapping[str, float]) -> Formula:
     )
 
 
-def _halves(points: Sequence[Point], seed: int) -> tuple[list[Point], list[Point]]:
+def fitted_lots(points: Iterable[Point], seed: int) -> set[int]:
+    """The lots of ``points`` that ``align`` fits on; on the others it reports."""
     lots = np.unique([p.lot for p in points])
-    first = set(np.random.default_rng([seed, 14]).permutation(lots)[: len(lots) // 2].tolist())
+    return set(np.random.default_rng([seed, 14]).permutation(lots)[: len(lots) // 2].tolist())
+
+
+def _halves(points: Sequence[Point], seed: int) -> tuple[list[Point], list[Point]]:
+    first = fitted_lots(points, seed)
     return [p for p in points if p.lot in first], [p for p in points if p.lot not in first]
 
 

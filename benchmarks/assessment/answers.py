@@ -17,7 +17,7 @@ def answer_all(
 ) -> list[Reply]:
     """The answers of the subject ``name`` to ``asked``, in order; those that ``cache`` has are not generated
     again."""
-    keys = [_key(digest, ready.numbers, one, max_tokens) for one in asked]
+    keys = [_key(f"{digest} {ready.task}", ready.numbers, one, max_tokens) for one in asked]
     found = [cache.get(key) for key in keys]
     missing = [place for place, reply in enumerate(found) if reply is None]
     with Progress(f"ask {name}", len(asked), done=len(asked) - len(missing)) as progress:
@@ -38,7 +38,7 @@ def answer_figures(replies: Sequence[Reply]) -> dict[str, Any]:
     }
 
 
-def _key(digest: str, numbers: str, one: Asked, max_tokens: int) -> str:
-    # The digest of a wafer is of its dies alone, and an image is drawn of nothing else.
-    asked = [digest, numbers, one.wafer.digest, one.question, one.system, max_tokens]
+def _key(subject: str, numbers: str, one: Asked, max_tokens: int) -> str:
+    # The digest of a wafer is of its dies alone, and an image is drawn of these and the task.
+    asked = [subject, numbers, one.wafer.digest, one.question, one.system, max_tokens]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.assessment.cases import Case, Cases
 from benchmarks.assessment.rulers import main_zone
 from benchmarks.statistics import Floats, Interval, Ints, ratio_by_lot
-from wafervlm.claims import Checked, Verdict, extract
+from wafervlm.claims import Checked, Verdict, distinct
 from wafervlm.claims.measured import hours_apart
 
 # Of what a clock position may be said where it is that of the pattern; the first that is named counts.
@@ -39,7 +39,7 @@ class Ratio:
 
 def check_answers(texts: Sequence[str], cases: Cases) -> list[list[Checked]]:
     """The claims of each answer, checked by its wafer's ruler."""
-    return [case.ruler.check(extract(text)) for text, case in zip(texts, cases.cases, strict=True)]
+    return [case.ruler.check(distinct(text)) for text, case in zip(texts, cases.cases, strict=True)]
 
 
 def ratios(checks: Checks, cases: Cases) -> dict[str, Ratio]:

@@ -32,7 +32,7 @@ class Generator:
         self.checkpoint = load_checkpoint(folder, dtype=self.numbers, device=device, adapter=adapter)
         fast_vision(self.checkpoint.network)
         check_image_size(self.checkpoint.processor, task.render.height, task.render.width)
-        self._task, self._batch = task, batch
+        self._task, self._batch, self.task = task, batch, task.digest
         self.about = f"transformers, {self.numbers}{', with an adapter' if adapter else ''}"
 
     def answers(self, asked: Sequence[Asked], max_tokens: int) -> Iterator[tuple[int, Reply]]:

@@ -29,9 +29,6 @@ from train.vqa.rows import DIMENSIONS
 PROMPTS = tuple(sorted(Path(__file__).with_name("prompts").glob("judge_*.txt")))
 TOP = 10
 _JSON = re.compile(r"\{.*\}", re.DOTALL)
-_REFUSED = re.compile(
-    r"^\W*(?:i(?:'m| am) (?:sorry|unable)|sorry\b|i can(?:'t|not)\b|as an ai\b)", re.IGNORECASE
-)
 
 # Scores of one reading of an answer by dimension, 0..1.
 Reading = dict[str, float]
@@ -121,7 +118,7 @@ def scores_in(reply: Reply, order: Sequence[str]) -> dict[str, Reading | str]:
         try:
             values = json.loads(_JSON.search(reply.text).group())  # type: ignore[union-attr]
         except (AttributeError, ValueError, RecursionError):
-            whole = "refused" if _REFUSED.match(reply.text) else "nonsense"
+            whole = "refused" if reply.refuses else "nonsense"
         else:
             whole = None if isinstance(values, dict) else "nonsense"
     if whole is not None:

@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.assessment.alignment import FITTED, Point, align, correlation, correlations, scores
+from benchmarks.assessment.alignment import (
+    FITTED,
+    Point,
+    align,
+    correlation,
+    correlations,
+    fitted_lots,
+    scores,
+)
 from benchmarks.assessment.cases import Cases
 from benchmarks.assessment.config import JudgeConfig
 from benchmarks.assessment.judge import (
@@ -26,7 +34,7 @@ from train.rubrics.formula import FORMULAS, Formula
 from train.vqa.endpoint import Endpoint
 from train.vqa.replies import ReplyCache
 from train.vqa.rows import DIMENSIONS
-from wafervlm.claims import extract
+from wafervlm.claims import distinct
 
 Descriptions = Mapping[str, Sequence[str]]
 
@@ -61,7 +69,9 @@ def judge_all(
         "by_letter": {letter: float(np.mean(values)) for letter, values in sorted(found.by_letter.items())},
         "alignment": aligned,
         "claims": _against_claims(points, cases),
-        "prompt_sensitivity": _sensitivity(found, descriptions, cases, rubrics, aligned),
+        "prompt_sensitivity": _sensitivity(
+            found, descriptions, cases, rubrics, aligned, fitted_lots(points.values(), seed)
+        ),
     }
 
 
@@ -136,7 +146,7 @@ def _against_claims(points: Mapping[tuple[str, int], Point], cases: Cases) -> di
     """How the judge's score ranks with the share of an answer's claims that the dies bear out."""
     shares, judged, lots = [], [], []
     for (_, place), point in points.items():
-        checked = cases.cases[place].ruler.check(extract(point.text))
+        checked = cases.cases[place].ruler.check(distinct(point.text))
         if checked:
             shares.append(sum(item.supported for item in checked) / len(checked))
             judged.append(point.judged)
@@ -150,9 +160,10 @@ def _sensitivity(
     cases: Cases,
     rubrics: Rubrics,
     aligned: Mapping[str, Any],
+    fitted_on: set[int],
 ) -> dict[str, Any]:
     """What changes with the judge's prompt: how the scores of the same answers rank and differ, and how the
-    rule scores rank with each."""
+    rule scores rank with each; the fitted one on other lots than those that it was ``fitted_on``."""
     names = [prompt_name(path) for path in PROMPTS]
     by_prompt = {name: _points(found, name, descriptions, cases, rubrics) for name in names}
     both = sorted(set.intersection(*(set(points) for points in by_prompt.values())))
@@ -168,9 +179,15 @@ def _sensitivity(
         "mean_difference": float((after - before).mean()) if both else None,
         "rules": {
             name: {
-                prompt: correlations(scores(points, formula), points)["spearman"] if both else None
+                prompt: _ranks(formula, points, fitted_on if name == FITTED else set())
                 for prompt, points in zip(names, (first, second), strict=False)
             }
             for name, formula in formulas.items()
         },
     }
+
+
+def _ranks(formula: Formula, points: Sequence[Point], without: set[int]) -> dict[str, Any] | None:
+    """How ``formula`` ranks ``points`` of other lots than those ``without``, beside the judge."""
+    left = [point for point in points if point.lot not in without]
+    return correlations(scores(left, formula), left)["spearman"] if left else None

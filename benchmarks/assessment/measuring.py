@@ -27,11 +27,12 @@ from benchmarks.assessment.struck import struck_figures
 from benchmarks.assessment.subjects import Subject
 from benchmarks.scores import samples_digest
 from benchmarks.statistics import mean_class_recall, mean_class_recall_interval, ratio_difference_by_lot
+from train.artefact import folder_digest
 from train.dataset import DIES, read_labelled
 from train.rubrics.formula import FORMULAS
 from train.samples import at_most
 from train.vqa.build import RL
-from train.vqa.causes import Causes, default_causes, read_causes
+from train.vqa.causes import CAUSES, Causes, default_causes, read_causes
 from train.vqa.replies import Reply, ReplyCache
 from wafervlm.errors import DatasetError
 from wafervlm.task import WAFER_DEFECTS, Task
@@ -69,8 +70,9 @@ def prepare(config: AssessmentConfig) -> Exam:
     if config.maps is not None:
         sets[REAL] = real_cases(_samples(config, config.maps, task))
         rubrics = write_rubrics(sets[REAL], _causes(config), config.questions, config.seed)
-        if config.questions and (config.maps / RL).is_file():
-            asked = read_questions(config.maps, config.split, sets[REAL].samples, system=config.system_turn)
+        if (questions := _questions_file(config)) is not None:
+            folder = questions.parent
+            asked = read_questions(folder, config.split, sets[REAL].samples, system=config.system_turn)
             rubrics = Rubrics(rubrics.descriptions, rubrics.references, tuple(asked))
     if config.planted:
         sets[PLANTED] = planted_cases(config.planted, config.seed)
@@ -128,9 +130,16 @@ def differences(assessed: Sequence[Assessed], exam: Exam) -> list[dict[str, Any]
     return rows
 
 
-def digests(exam: Exam) -> dict[str, str]:
-    """sha256 of each set of maps with their labels."""
-    return {name: samples_digest(cases.samples) for name, cases in exam.sets.items()}
+def digests(config: AssessmentConfig, exam: Exam) -> dict[str, str]:
+    """sha256 of all that subjects are asked about and judged by: each set of maps with their labels, the
+    task, the table of causes, the file of questions. No name of a subject has a space, these have."""
+    found = {f"{name} maps": samples_digest(cases.samples) for name, cases in exam.sets.items()}
+    found["task of images"] = exam.task.digest
+    if exam.rubrics is not None:
+        found["table of causes"] = folder_digest(config.causes or CAUSES)
+    if (questions := _questions_file(config)) is not None:
+        found["file of questions"] = folder_digest(questions)
+    return found
 
 
 def _judge_descriptions(found: Assessed, name: str, cases: Cases, replies: Sequence[Reply]) -> None:
@@ -173,6 +182,12 @@ def _classify(found: Assessed, ready: Answering, exam: Exam) -> None:
 
 def _questions(rubrics: Rubrics, cases: Cases) -> list[Asked]:
     return [Asked(cases.cases[one.place].wafer, one.text, one.system) for one in rubrics.questions]
+
+
+def _questions_file(config: AssessmentConfig) -> Path | None:
+    """The questions of a folder of words, None where there are none to ask."""
+    path = None if config.maps is None or not config.questions else config.maps / RL
+    return path if path is not None and path.is_file() else None
 
 
 def _samples(config: AssessmentConfig, maps: Path, task: Task) -> list[Any]:

@@ -27,11 +27,12 @@ class Asked:
 
 
 class Answering(Protocol):
-    """A subject that is ready to answer. ``about`` says in words what runs, ``numbers`` what it computes in:
-    answers of other numbers may differ."""
+    """A subject that is ready to answer. ``about`` says in words what runs, ``numbers`` what it computes in,
+    ``task`` is the digest of what draws its images: answers of other numbers or images may differ."""
 
     about: str
     numbers: str
+    task: str
 
     def answers(self, asked: Sequence[Asked], max_tokens: int) -> Iterator[tuple[int, Reply]]:
         """Answer greedily, as generated and before any check: the place in ``asked`` and the answer, in any
@@ -55,7 +56,7 @@ class Station:
         self.model = load(bundle, threads=threads)
         graph = self.model.manifest.graph
         self.about = f"bundle, ONNX Runtime, {graph.precision}"
-        self.numbers = "onnx"
+        self.numbers, self.task = "onnx", self.model.manifest.task_digest
 
     def answers(self, asked: Sequence[Asked], max_tokens: int) -> Iterator[tuple[int, Reply]]:
         for place, one in enumerate(asked):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,12 @@ from benchmarks.assessment.measuring import REAL, Assessed, Exam, assess, differ
 from benchmarks.assessment.tables import write_tables
 from benchmarks.machine import describe_machine
 from train.artefact import Provenance, is_complete, write_provenance, writing
+from train.dataset import TASK
+from train.vqa.build import TABLE
 from train.vqa.endpoint import require_replies
 from train.vqa.replies import ReplyCache
 from wafervlm import console
+from wafervlm.claims import distinct
 from wafervlm.errors import UsageError
 
 REPORT, MARKDOWN, HTML, ANSWERS = "words.json", "words.md", "words.html", "answers.jsonl"
@@ -35,8 +39,7 @@ def assess_words(config: AssessmentConfig, out: Path) -> tuple[dict[str, Any], b
     """
     out = Path(out)
     exam = prepare(config)
-    inputs = {subject.name: subject.digest for subject in config.subjects}
-    inputs |= {f"{name} maps": digest for name, digest in digests(exam).items()}
+    inputs = {subject.name: subject.digest for subject in config.subjects} | digests(config, exam)
     provenance = Provenance("words", inputs, config.plain(), config.seed)
     known = is_complete(out, provenance)
     if known:
@@ -59,6 +62,7 @@ def assess_words(config: AssessmentConfig, out: Path) -> tuple[dict[str, Any], b
         (work / REPORT).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         write_tables(report, work / MARKDOWN, work / HTML)
         _write_answers(assessed, exam, work / ANSWERS)
+        _keep_given(config, exam, work)
         figures = {"missing_replies": missing_replies(report)} if report["judge"] else {}
         write_provenance(work, replace(provenance, parity=figures))
     return report, True
@@ -112,9 +116,15 @@ def _write_answers(assessed: list[Assessed], exam: Exam, path: Path) -> None:
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _claims(ruler: Any, text: str) -> list[dict[str, Any]]:
-    from wafervlm.claims import extract
+def _keep_given(config: AssessmentConfig, exam: Exam, work: Path) -> None:
+    """The task and the table of causes where they were given, so that the same may be given again."""
+    if config.task is not None:
+        (work / TASK).write_text(json.dumps(exam.task.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if config.causes is not None:
+        shutil.copyfile(config.causes, work / TABLE)
 
+
+def _claims(ruler: Any, text: str) -> list[dict[str, Any]]:
     return [
         {
             "kind": item.claim.kind,
@@ -124,5 +134,5 @@ def _claims(ruler: Any, text: str) -> list[dict[str, Any]]:
             "verdict": item.verdict.value,
             "why": item.why,
         }
-        for item in ruler.check(extract(text))
+        for item in ruler.check(distinct(text))
     ]

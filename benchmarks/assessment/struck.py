@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.assessment.cases import Cases
 from benchmarks.statistics import ratio_by_lot
-from wafervlm.claims import extract
+from wafervlm.claims import check, distinct
 from wafervlm.geometry import measure_wafer
 from wafervlm.words.checking import check_description
 from wafervlm.words.description import Description
@@ -25,11 +25,12 @@ def struck_figures(texts: Sequence[str], cases: Cases) -> dict[str, Any]:
     """
     before, after, sound, left, empty = [], [], [], 0, 0
     for text, case in zip(texts, cases.cases, strict=True):
-        found = check_description(Description(text, "", (), "stop", 0), measure_wafer(case.wafer))
-        claims, kept = extract(text), extract(found.text)
+        measured = measure_wafer(case.wafer)
+        found = check_description(Description(text, "", (), "stop", 0), measured)
+        claims, kept = distinct(text), distinct(found.text)
         before.append(len(claims))
         after.append(len(kept))
-        sound.append(max(0, len(claims) - len(found.struck)))
+        sound.append(sum(not item.contradicted for item in check(claims, measured)))
         left += sum(item.contradicted for item in case.ruler.check(kept))
         empty += bool(claims) and not kept
     counts = np.array([after, before, sound], dtype=np.float64)

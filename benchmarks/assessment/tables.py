@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ CLAIMS = {
     "clock_for_ring": ("rings given a clock position", percent, "0"),
     "clock_without_place": ("patterns without a place given one", percent, "0"),
 }
-SHARES = {"precision", "contradiction_rate", "zone_right", "clock_right", "recall", "accuracy"}
 _SETS = {"real": "labelled maps", "planted": "planted wafers, against their generator's truth"}
 
 
@@ -159,13 +158,22 @@ def _accuracy_table(report: Mapping[str, Any]) -> Iterator[Table]:
 def _difference_table(report: Mapping[str, Any]) -> Iterator[Table]:
     rows = []
     for one in report["differences"]:
-        shown = percent if one["figure"] in SHARES or one["figure"].endswith("rate") else number
-        figure = one["figure"].replace("_", " ")
+        title, shown = _titled(one["figure"])
         cell = span(one["difference"], shown, signed=True)
-        rows.append((f"{one['of']} less {one['less']}", one["maps"], figure, cell))
+        rows.append((f"{one['of']} less {one['less']}", one["maps"], title, cell))
     if rows:
-        note = "On the same wafers; an interval that holds 0 shows no difference."
+        note = (
+            "On the same wafers; an interval that holds 0 shows no difference. Of shares the difference is "
+            "in percentage points."
+        )
         yield Table("From one subject to the next", note, ("", "maps", "figure", "difference"), rows)
+
+
+def _titled(figure: str) -> tuple[str, Callable[[float], str]]:
+    """What a figure is called, and how it is shown."""
+    if figure in CLAIMS:
+        return CLAIMS[figure][:2]
+    return figure.replace("_", " "), percent if figure == "accuracy" else number
 
 
 def _markdown(report: Mapping[str, Any], tables: Sequence[Table]) -> str:

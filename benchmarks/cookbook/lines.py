@@ -17,6 +17,8 @@ from train.cleaning.clean import NANO_BASE
 from train.dataset import TASK
 from train.sources import SYNTHETIC
 from train.split_files import SPLITS_FOLDER
+from train.vqa.build import TABLE
+from train.vqa.causes import CAUSES
 from wafervlm import console
 from wafervlm.bundle import EMBEDDED, MANIFEST, open_bundle
 from wafervlm.task import WAFER_DEFECTS, Task
@@ -123,6 +125,8 @@ def _clean(made: Artefact, places: Places) -> Words:
 def _vqa(made: Artefact, places: Places) -> Words:
     words: Words = ["wafervlm", "data", "vqa", places.named(made.inputs.get("dies.npz"), "dataset")]
     words += ["-o", shown(made.path), *_given(made.settings, {"per_class": 0})]
+    if made.inputs.get("causes") not in (None, folder_digest(CAUSES)):
+        words += ["--causes", shown(made.path / TABLE)]
     if rewrite := made.settings.get("rewrite"):
         words += ["--rewrite", rewrite["url"], "--model", rewrite["model"]]
     return words + _seed(made)
@@ -209,7 +213,7 @@ def _assess(made: Artefact, places: Places) -> Words:
     settings = made.settings
     words: Words = ["wafervlm", "benchmark", "--words"]
     for name, digest in made.inputs.items():
-        if not name.endswith(" maps"):
+        if " " not in name:
             parts = zip(digest.split("+"), ("folder", "adapter"), strict=False)
             found = "+".join(places.named(part, f"{name}-{what}") for part, what in parts)
             words += ["--subject", f"{name}={found}"]
@@ -217,6 +221,8 @@ def _assess(made: Artefact, places: Places) -> Words:
         words += ["--maps", places.named(made.inputs["real maps"], "maps")]
     words += _given(settings, {"split": "test", "per_class": 0, "planted": 330, "questions": 1})
     words += _given(settings, {"system_turn": False, "classify": True, "max_tokens": 256})
+    for flag, file in (("--task", TASK), ("--causes", TABLE)):
+        words += [flag, shown(made.path / file)] if (made.path / file).is_file() else []
     if judge := settings.get("judge"):
         words += ["--judge", judge["url"], "--model", judge["model"], "--judge-maps", judge["maps"]]
         words += ["--repeats", judge["repeats"], "--trials", judge["trials"]]

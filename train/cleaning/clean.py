@@ -19,10 +19,12 @@ import numpy as np
 
 from train.artefact import Provenance, folder_digest, is_complete, write_provenance, writing
 from train.build import BuildConfig, write_parts
+from train.cleaning.duplicates import Conflict
 from train.cleaning.features import read_features
 from train.cleaning.npz import write_npz
+from train.cleaning.parts import judge_parts
 from train.cleaning.source import Labelled, read_labelled_rows
-from train.cleaning.suspects import Judged, Suspect, judge
+from train.cleaning.suspects import Judged, Suspect
 from train.dataset import SPLIT
 from train.sources import SYNTHETIC
 from train.sources.rows import Rows
@@ -85,7 +87,7 @@ def clean(config: CleanConfig, out: Path) -> tuple[dict[str, Any], bool]:
         device=config.device,
         keep=config.features,
     )
-    judged = judge(given.rows, features.geometry, features.vision, seed=config.build.seed)
+    judged = judge_parts(given, features.geometry, features.vision, seed=config.build.seed)
     changed = chosen(config, judged.suspects, given.part_of())
     with writing(out) as work:
         counts = _write(work, config, given, judged, changed)
@@ -101,15 +103,22 @@ def chosen(config: CleanConfig, suspects: Sequence[Suspect], parts: Sequence[str
     return open_to[: config.drop] if config.drop is not None else []
 
 
-def apply(rows: Rows, changed: Sequence[Suspect], *, relabel: bool) -> tuple[Rows, np.ndarray[Any, Any]]:
-    """``rows`` with the labels that they now have, and which of them stay (N,) bool."""
+def apply(
+    rows: Rows, changed: Sequence[Suspect], found: Sequence[Conflict] = (), *, relabel: bool
+) -> tuple[Rows, np.ndarray[Any, Any]]:
+    """``rows`` with the labels that they now have, and which of them stay (N,) bool. Rows of the conflicts
+    ``found`` that now agree are disputed no more."""
     kept = np.ones(len(rows), dtype=bool)
-    if not relabel:
-        kept[[s.row for s in changed]] = False
-        return rows, kept
     labels, disputed = rows.labels.astype(object), rows.disputed.copy()
-    for suspect in changed:
-        labels[suspect.row], disputed[suspect.row] = suspect.suggested, False
+    if relabel:
+        for suspect in changed:
+            labels[suspect.row], disputed[suspect.row] = suspect.suggested, False
+    else:
+        kept[[s.row for s in changed]] = False
+    for conflict in found:
+        left = [row for row in conflict.rows if kept[row]]
+        if len({labels[row] for row in left}) == 1:
+            disputed[left] = False
     return replace(rows, labels=labels.astype(np.str_), disputed=disputed), kept
 
 
@@ -119,7 +128,7 @@ def _write(
     from train.cleaning.pictures import write_representatives_sheet, write_sheet
     from train.cleaning.tables import write_report, write_representatives, write_suspects
 
-    rows, kept = apply(given.rows, changed, relabel=config.relabel)
+    rows, kept = apply(given.rows, changed, judged.conflicts, relabel=config.relabel)
     write_npz(rows.take(kept), work / MAPS)
     parts = {part: places[kept[places]] for part, places in given.parts.items()}
     if parts:

@@ -64,12 +64,13 @@ def clean(
     maps flatters: --test-too changes it as well.
 
     The folder written is a dataset folder, for wafervlm train and wafervlm data vqa; maps.npz in it holds all
-    maps for wafervlm data build.
+    maps for wafervlm data build, which draws its parts anew unless it is given the folder's split.json.
 
     \b
     Example:
       wafervlm data clean maps.npz -o cleaned/ --features features.npz
       wafervlm data clean maps.npz -o cleaned-2/ --features features.npz --drop-above 0.95
+      wafervlm data build -d cleaned-2/maps.npz --split-file cleaned-2/split.json -o data/
     """
     from train.build import BuildConfig
     from train.cleaning.clean import NANO_BASE, CleanConfig, clean as clean_labels

@@ -10,7 +10,8 @@ from train.sources.rows import Rows
 
 
 def write_npz(rows: Rows, path: Path) -> None:
-    """Write ``rows`` with their labels, source rows, lots and digests to ``path``."""
+    """Write ``rows`` with their labels, source rows, lots and digests, and whether source rows are in the
+    order of lots, to ``path``."""
     grids = [rows.grid(row).ravel() for row in range(len(rows))]
     np.savez_compressed(
         path,
@@ -25,4 +26,5 @@ def write_npz(rows: Rows, path: Path) -> None:
         map_sha256_24=rows.digests,
         canon_sha256_24=rows.canonical,
         dup_label_conflict=rows.disputed,
+        ordered=np.bool_(rows.ordered),
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from wafervlm.claims import Checked, Topic, check, extract
+from wafervlm.claims import Checked, Topic, check, distinct
 from wafervlm.geometry import Geometry
 
 
 def checked_claims(text: str, geometry: Geometry) -> list[Checked]:
     """The claims of ``text``, checked; one that is made twice counts once."""
-    return check(dict.fromkeys(extract(text)), geometry)
+    return check(distinct(text), geometry)
 
 
 def topics_of(text: str, geometry: Geometry) -> frozenset[Topic]:

@@ -70,7 +70,7 @@ def judged(
     rows: Sequence[PolicyRow], answers: Sequence[Answer], reward: Reward, weights: Any
 ) -> dict[str, float]:
     """tune_reward, tune_<part> of it, the mean length in tokens, and the figures of the claims:
-    tune_precision, tune_contradictions (share of the claims) and tune_claims (claims an answer)."""
+    tune_precision, tune_contradictions (share of the claims) and tune_claims_said (claims an answer)."""
     parts = [reward.parts(row, said.text, ended=said.ended) for row, said in zip(rows, answers, strict=True)]
     found = {"tune_reward": _mean(weighed(part, weights) for part in parts)}
     for name in PARTS:

@@ -142,7 +142,6 @@ class RoundConductor(Conductor):
     def __init__(self, trainer: GspoTrainer) -> None:
         super().__init__(trainer)
         self._rounds = trainer.round_steps
-        self._saved = 0
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Log at the end of a round; evaluate and save there where it is due."""

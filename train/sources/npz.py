@@ -18,7 +18,8 @@ NEEDED = ("maps", "offsets", "heights", "widths", "labels")
 
 def read_npz(path: Path) -> Rows:
     """Read a .npz with maps (1-D uint8, concatenated row-major), offsets (N+1), heights, widths and labels;
-    source_index, lot_name, map_sha256_24 and canon_sha256_24 are taken where present.
+    source_index, lot_name, map_sha256_24, canon_sha256_24, dup_label_conflict and ordered are taken where
+    present.
 
     The digests that the file states are checked against its maps' first and last rows only; all are
     computed where it states none. Raises FileFormatError where the arrays do not fit together.
@@ -41,6 +42,7 @@ def read_npz(path: Path) -> Rows:
         digests=arrays.get("map_sha256_24", np.full(count, "")).astype(np.str_),
         canonical=arrays.get("canon_sha256_24", np.full(count, "")).astype(np.str_),
         disputed=arrays.get("dup_label_conflict", np.zeros(count)).astype(bool),
+        ordered=bool(np.all(arrays.get("ordered", True))),
     )
     return with_digests(rows, path)
 

@@ -258,12 +258,17 @@ def _without(question: str, text: str) -> Answer:
 
 def _typed(facts: Facts, question: str, after: str) -> Answer:
     label = facts.pattern.label
-    text = f"Pattern type: {label}.{after}"
+    text = f"{pattern_type(label)}.{after}"
     others = [other for other in facts.causes.patterns if other != label]
     # Named with its field: "center" alone is a zone as well.
-    wrong = [f"Pattern type: {other}" for other in others]
-    wanted = (f"Pattern type: {label}",)
+    wrong = [pattern_type(other) for other in others]
+    wanted = (pattern_type(label),)
     return Answer(question, text, wanted, apart(wanted, wrong, text))
+
+
+def pattern_type(label: str) -> str:
+    """The phrase that names the class of a wafer."""
+    return f"Pattern type: {label}"
 
 
 def _caused(facts: Facts, question: str, after: str) -> Answer:

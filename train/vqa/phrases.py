@@ -145,10 +145,6 @@ def _claims(kind: str, values: Iterable[Any]) -> list[tuple[str, Claim]]:
     return [(_KEYS[kind](claim)[0], claim) for claim in made]
 
 
-def _turned(hour: int) -> list[int]:
-    return [(hour + turn - 1) % 12 + 1 for turn in (6, 3, 9, 4)]
-
-
 _NO_RING = ("no ring", Claim("ring", "any", negated=True))
 _NO_LINE = ("no line", Claim("line", "any", negated=True))
 _NO_CLUSTER = ("no cluster", Claim("clusters", 0))

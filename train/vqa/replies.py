@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from wafervlm.errors import ConfigError
 Finish = Literal["stop", "length", "refused", "nonsense"]
 # How each line of kept replies begins.
 _OPENING = b'{"key": "'
+_REFUSES = re.compile(
+    r"^\W*(?:i(?:'m| am) (?:sorry|unable)|sorry\b|i can(?:'t|not)\b|as an ai\b)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,11 @@ class Reply:
         if self.finish != "stop":
             return "cut off" if self.finish == "length" else self.finish
         return None if self.text.strip() else "empty"
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the text says that it will not answer."""
+        return _REFUSES.match(self.text) is not None
 
 
 class ReplyCache:

@@ -1,7 +1,7 @@
 """Rewriting of answers by a language model: other words for the same facts, checked against the dies.
 
 A rewriting is kept only where it says of the dies what the reference says, names the same candidates, keeps
-its form and names no other class; otherwise the text as it was stays, and the reason is counted.
+its form and names the same class, or none; otherwise the text as it was stays, and the reason is counted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from train.progress import Progress
+from train.vqa.answers import pattern_type
 from train.vqa.causes import Causes
 from train.vqa.descriptions import MORPHOLOGY, ROOT_CAUSE, SPATIAL
 from train.vqa.endpoint import CircuitBreaker, Endpoint, Unanswered
@@ -22,15 +23,12 @@ from wafervlm.geometry import ZONES, Geometry
 
 INSTRUCTIONS = (
     "You edit short texts about semiconductor wafer maps. Say the same in other plain English words. Keep "
-    "every number, zone, clock position, shape and candidate phrase exactly; add nothing, leave nothing out. "
-    "Keep numbered lines and the word 'candidate:' before each candidate. Never say what the cause is. Reply "
-    "with the new text alone."
+    "every number, zone, clock position, shape, pattern type and candidate phrase exactly; add nothing, "
+    "leave nothing out. Keep numbered lines and the word 'candidate:' before each candidate. Never say what "
+    "the cause is. Reply with the new text alone."
 )
 _DEFINITE = re.compile(
     r"\b(?:caused by|due to|because of|results? from|the (?:root[- ])?cause (?:is|was))\b", re.IGNORECASE
-)
-_REFUSED = re.compile(
-    r"^\W*(?:i(?:'m| am) (?:sorry|unable)|sorry\b|i can(?:'t|not)\b|as an ai\b)", re.IGNORECASE
 )
 
 
@@ -86,13 +84,11 @@ def messages(draft: Draft) -> list[dict[str, str]]:
 
 def fault(draft: Draft, text: str, causes: Causes) -> str | None:
     """Why ``text`` may not stand for the draft's, as a short phrase; None where it may."""
-    if _REFUSED.match(text):
-        return "refused"
     if _form(text) != _form(draft.text):
         return "lost its form"
     if len(text) > 3 * len(draft.text) + 80:
         return "too long"
-    return _cause_fault(draft, text, causes) or _claim_fault(draft, text)
+    return _cause_fault(draft, text, causes) or _class_fault(draft, text, causes) or _claim_fault(draft, text)
 
 
 def rewrite(
@@ -141,6 +137,8 @@ def _replies(
 def _judged(draft: Draft, reply: Reply | Unanswered, causes: Causes) -> tuple[str | None, str | None]:
     if isinstance(reply, Unanswered):
         return None, reply.reason
+    if not reply.fault and reply.refuses:
+        return None, "refused"
     text = "\n".join(line.strip() for line in reply.text.strip().splitlines() if line.strip())
     reason = reply.fault or fault(draft, text, causes)
     return (text, None) if reason is None else (None, reason)
@@ -181,8 +179,17 @@ def _cause_fault(draft: Draft, text: str, causes: Causes) -> str | None:
         return "leaves out a candidate"
     if text.casefold().count("candidate") < len(before) or _DEFINITE.search(text):
         return "names a cause as a fact"
-    labels = [label for label in causes.patterns if label.casefold() not in ZONES]
-    return "names another class" if _named(labels, text) - _named(labels, draft.text) else None
+    return None
+
+
+def _class_fault(draft: Draft, text: str, causes: Causes) -> str | None:
+    # Named with its field where the name alone is a zone as well.
+    phrases = [label for label in causes.patterns if label.casefold() not in ZONES]
+    phrases += map(pattern_type, causes.patterns)
+    before, after = _named(phrases, draft.text), _named(phrases, text)
+    if after - before:
+        return "names another class"
+    return "leaves out the class" if before - after else None
 
 
 def _named(phrases: Iterable[str], text: str) -> set[str]:

@@ -9,8 +9,8 @@ what ``wafervlm.geometry`` measures on a die grid: nothing here measures, so not
 
 from wafervlm.claims.check import check
 from wafervlm.claims.claim import KINDS, MORPHOLOGY, SPATIAL, Checked, Claim, Topic, Verdict
-from wafervlm.claims.extract import extract
-from wafervlm.claims.figures import ClaimFigures, by_dimension, by_kind, measure_claims, measure_recall
+from wafervlm.claims.extract import distinct, extract
+from wafervlm.claims.figures import ClaimFigures, measure_claims
 from wafervlm.claims.say import WORDINGS, say, tell
 from wafervlm.claims.state import state
 from wafervlm.claims.strike import strike
@@ -25,12 +25,10 @@ __all__ = [
     "ClaimFigures",
     "Topic",
     "Verdict",
-    "by_dimension",
-    "by_kind",
     "check",
+    "distinct",
     "extract",
     "measure_claims",
-    "measure_recall",
     "say",
     "state",
     "strike",

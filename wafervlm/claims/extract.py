@@ -34,6 +34,12 @@ def extract(text: str) -> list[Claim]:
     ]
 
 
+def distinct(text: str) -> list[Claim]:
+    """As ``extract``, but one that is made twice is there once, where it stands first: an answer that is
+    judged gains nothing by saying a true one again."""
+    return list(dict.fromkeys(extract(text)))
+
+
 @lru_cache(maxsize=1 << 15)
 def _read(sentence: str) -> tuple[Read, ...]:
     """Kind, value, span and negation of each claim. Models say few different sentences, many times."""

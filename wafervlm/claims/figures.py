@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from wafervlm.claims.claim import Checked, Claim, Verdict
-from wafervlm.claims.state import state
-
-if TYPE_CHECKING:
-    from wafervlm.geometry.types import Geometry
+from wafervlm.claims.claim import Checked, Verdict
 
 Answer = Sequence[Checked]
 
@@ -55,39 +50,6 @@ def measure_claims(answers: Iterable[Answer]) -> ClaimFigures:
     return ClaimFigures(
         number, counts[Verdict.SUPPORTED], counts[Verdict.CONTRADICTED], counts[Verdict.UNTOLD]
     )
-
-
-def by_kind(answers: Sequence[Answer]) -> dict[str, ClaimFigures]:
-    """The figures of each kind of claim that occurs, over the answers that make one of the kind."""
-    kinds = sorted({item.claim.kind for answer in answers for item in answer})
-    return {kind: _part(answers, kind, lambda claim: claim.kind) for kind in kinds}
-
-
-def by_dimension(answers: Sequence[Answer]) -> dict[str, ClaimFigures]:
-    """The figures of the spatial part and of morphology, over the answers that make such claims."""
-    names = ("spatial", "morphology")
-    return {name: _part(answers, name, lambda claim: claim.dimension) for name in names}
-
-
-def measure_recall(answers: Sequence[Answer], geometries: Sequence[Geometry]) -> float:
-    """How much of what ``state`` says of each geometry its answer says too, on average over geometries.
-
-    A statement is said where the answer makes a supported claim of its kind about the same structure, the
-    main one however it is named, both negated or neither. Answers and geometries are paired; a geometry about
-    which nothing is to be said is left out. Raises ValueError where their numbers differ.
-    """
-    shares = []
-    for answer, geometry in zip(answers, geometries, strict=True):
-        told = {item.claim.topic for item in answer if item.supported}
-        worth = [claim.topic for claim in state(geometry)]
-        if worth:
-            shares.append(sum(topic in told for topic in worth) / len(worth))
-    return _ratio(sum(shares), len(shares))
-
-
-def _part(answers: Sequence[Answer], name: str, of: Callable[[Claim], str]) -> ClaimFigures:
-    parts = ([item for item in answer if of(item.claim) == name] for answer in answers)
-    return measure_claims(part for part in parts if part)
 
 
 def _ratio(part: float, whole: float) -> float:

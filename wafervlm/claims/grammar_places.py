@@ -34,8 +34,10 @@ from wafervlm.claims.vocabulary import (
 _ZONE = rf"(?:{EDGE}|{CENTER}|{MIDDLE})"
 _OF_DIES = rf"(?:of )?(?:all )?(?:of )?(?:the |its )?(?:wafer'?s? )?(?:tested )?(?:{DIES}|wafer(?: map)?|map)"
 _BOUND = (
-    r"(?:(?P<above>(?:more|greater) than|over|above|at least|well over|upwards of) |"
-    r"(?P<below>(?:less|fewer|lower) than|under|below|at most|up to|not more than) )?"
+    r"(?:(?P<above>(?:not|no) (?:less|fewer|lower) than|(?<!not )(?<!no )(?:more|greater) than|over|above"
+    r"|at least|well over|upwards of) |"
+    r"(?P<below>(?:not|no) (?:more|greater) than|(?<!not )(?<!no )(?:less|fewer|lower) than|under|below"
+    r"|at most|up to) )?"
 )
 # Of a range the middle is meant.
 _PERCENT_OF = (

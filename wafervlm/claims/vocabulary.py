@@ -17,7 +17,8 @@ HOUR_WORDS = {word: hour for hour, word in enumerate(UNITS) if 1 <= hour <= 12}
 ORDINALS = {"second": 2, "other": 2, "third": 3, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7}
 
 _UNIT = "|".join(sorted(UNITS, key=len, reverse=True))
-NUMBER = rf"(?:\d{{1,5}}(?:\.\d+)?|(?:{'|'.join(TENS)})(?:[ -](?:{_UNIT}))?|(?:one |a )?hundred|(?:{_UNIT}))"
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|(?<!\d,)\d{1,5}(?:\.\d+)?)"
+NUMBER = rf"(?:{_DIGITS}|(?:{'|'.join(TENS)})(?:[ -](?:{_UNIT}))?|(?:one |a )?hundred|(?:{_UNIT}))"
 PERCENT = r"\s?-?(?:%|percent\b|per cent\b|pct\b)"
 PART = rf"(?:{'|'.join(sorted((p.replace(' ', '[ -]') for p in PARTS), key=len, reverse=True))})"
 ABOUT = (
@@ -95,7 +96,7 @@ def normalized(text: str) -> str:
 
 def number(words: str) -> float:
     """The number that ``words`` say, in digits, words or parts of a whole (in percent)."""
-    words = words.strip().replace("-", " ")
+    words = words.strip().replace("-", " ").replace(",", "")
     if words in PARTS:
         return PARTS[words]
     if "hundred" in words:

@@ -29,6 +29,8 @@ def corrupted(cases: Cases, seed: int) -> tuple[list[str], int, int]:
         said = []
         for claim in case.ruler.statements:
             wrong = _false(claim, case.wafer.dies) if rng.random() < 0.3 else None
+            if wrong in said:
+                continue
             said.append(wrong or claim)
             false += wrong is not None
         claims += len(said)
@@ -72,6 +74,12 @@ def test_the_precision_of_a_corrupted_subject_is_its_share_of_true_claims(real: 
     assert struck["claims_before"] == claims
     assert struck["kept"]["value"] == pytest.approx(1 - false / claims)
     assert struck["sound_kept"]["value"] == 1
+
+
+def test_saying_it_again_makes_nothing_truer(real: Cases) -> None:
+    texts, *_ = corrupted(real, 1)
+    again = [f"{text}\n{text}" for text in texts]
+    assert claim_figures(check_answers(again, real), real) == claim_figures(check_answers(texts, real), real)
 
 
 def test_a_subject_that_says_nothing_is_not_called_precise(real: Cases) -> None:

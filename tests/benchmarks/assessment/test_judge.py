@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import numpy as np
 import pytest
 
 from benchmarks.assessment import alignment
-from benchmarks.assessment.alignment import FITTED, Point, align, correlation, scores
+from benchmarks.assessment.alignment import FITTED, Point, align, correlation, fitted_lots, scores
 from benchmarks.assessment.cases import Cases
 from benchmarks.assessment.config import JudgeConfig
 from benchmarks.assessment.judge import PROMPTS, read_judgements, requests
-from benchmarks.assessment.judged import judge_all
+from benchmarks.assessment.judged import _ranks, judge_all
 from benchmarks.assessment.rules import Phrases, Rubrics, write_rubrics
 from benchmarks.assessment.tables_of_judge import judge_summary, judge_tables, judge_values
 from tests.train.vqa.conftest import ScriptedModel, completion
@@ -190,6 +191,18 @@ def test_alignment_finds_what_the_judge_weighs_and_holds_on_other_lots() -> None
     assert found["formulas"][FITTED]["kendall"]["value"] < fitted["value"]
     assert found["formula"]["root_cause"] > 0.6 and found["formula"]["avoid"] > 0.5
     assert found["fitted_on"] + found["reported_on"] == 160
+
+
+def test_the_fitted_formula_is_ranked_on_lots_that_it_was_not_fitted_on() -> None:
+    points = made_points(40, PUBLISHED, 0.0)
+    fitted_on = fitted_lots(points, 0)
+    held = [point for point in points if point.lot not in fitted_on]
+    assert 0 < len(held) < len(points)
+    # On the lots that it was fitted on the judge says the contrary.
+    against = [p if p.lot not in fitted_on else replace(p, judged=-p.judged) for p in points]
+    assert _ranks(PUBLISHED, against, fitted_on)["value"] == pytest.approx(1.0)  # type: ignore[index]
+    assert _ranks(PUBLISHED, against, set())["value"] < 0.9  # type: ignore[index]
+    assert _ranks(PUBLISHED, against, {point.lot for point in points}) is None
 
 
 def test_alignment_says_where_it_cannot_be() -> None:

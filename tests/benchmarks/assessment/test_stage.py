@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from benchmarks.assessment.answers import answer_all
 from benchmarks.assessment.generation import Generator
+from benchmarks.assessment.speaker import Asked
 from tests.benchmarks.assessment.test_judge import honest
 from tests.train.vqa.conftest import ScriptedModel
 from train.artefact import read_provenance
+from train.dataset import dataset_task
+from train.synthetic import wafers
+from train.vqa.causes import CAUSES
+from train.vqa.replies import Reply, ReplyCache
 from wafervlm.cli import main
-from wafervlm.errors import ProviderError
+from wafervlm.errors import ProviderError, UsageError
 
 
 def words(checkpoint: Path, dataset: Path, out: Path, *more: object) -> list[str]:
@@ -73,6 +81,35 @@ def test_the_command_writes_figures_tables_and_answers_and_goes_on(
     )
     again = json.loads((tmp_path / "again" / "words.json").read_text(encoding="utf-8"))
     assert again["subjects"] == report["subjects"]
+
+
+def test_another_table_of_causes_or_task_makes_another_folder(
+    tiny_checkpoint: Path, synthetic_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, task = tmp_path / "mine.toml", tmp_path / "task.toml"
+    table.write_text(CAUSES.read_text(encoding="utf-8") + "\n# mine\n", encoding="utf-8")
+    asked = dataset_task(synthetic_dataset)
+    task.write_text(json.dumps(replace(asked, system="You read wafers.").to_dict()), encoding="utf-8")
+    task = task.rename(task.with_suffix(".json"))
+    few = ["--planted", 0, "--questions", 0, "--no-classify"]
+    given = words(tiny_checkpoint, synthetic_dataset, tmp_path / "words", *few, "--causes", table)
+    assert main(given) == 0
+    assert (tmp_path / "words" / "causes.toml").read_bytes() == table.read_bytes()
+    for options in ([], ["--causes", table, "--task", task]):
+        command = words(tiny_checkpoint, synthetic_dataset, tmp_path / "words", *few, *options)
+        assert main(command) == UsageError.exit_code
+        assert "other inputs or settings" in capsys.readouterr().err
+
+
+def test_what_is_kept_of_other_images_is_asked_again(tmp_path: Path) -> None:
+    asked, cache = [Asked(wafers(["Center"], seed=0)[0], "Where?")], ReplyCache(tmp_path / "kept")
+    for times, task in ((1, "one"), (1, "one"), (2, "two")):
+        ready = Mock(numbers="float32", task=task)
+        ready.answers = lambda some, most: iter(
+            [(place, Reply("Here.", "stop")) for place in range(len(some))]
+        )
+        answer_all("a", "digest", ready, asked, cache, 8)
+        assert len(cache) == times
 
 
 def test_with_an_endpoint_the_judge_is_reported(

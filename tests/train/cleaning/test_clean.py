@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,14 @@ from PIL import Image
 
 from tests.train.maps import write_npz
 from train.build import BuildConfig, build_dataset
-from train.cleaning.clean import CleanConfig, clean
+from train.cleaning.clean import CleanConfig, apply, clean
+from train.cleaning.duplicates import conflicts
+from train.cleaning.npz import write_npz as save_rows
+from train.cleaning.suspects import Suspect
 from train.data_commands import data
 from train.dataset import read_split
 from train.sources import read_source
+from train.sources.rows import rows_of_grids
 from train.synthetic import wafers
 from wafervlm.errors import UsageError, WaferVLMWarning
 from wafervlm.task import WAFER_DEFECTS
@@ -117,6 +123,44 @@ def test_a_source_becomes_a_dataset_that_words_are_written_for(tiny_checkpoint: 
     assert run.exit_code == 0, run.output
     counted = json.loads((tmp_path / "vqa" / "counts.json").read_text(encoding="utf-8"))
     assert {part: counted[part]["wafers"] for part in told["parts"]} == told["parts"]
+
+
+def test_labels_of_part_test_do_not_say_which_train_maps_are_suspects(
+    doubtful: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(doubtful, other)
+    with np.load(other / "dies.npz") as stored:
+        arrays = dict(stored)
+    turned = {"Center": "Donut", "Donut": "Center", "Loc": "Edge-Loc", "Edge-Loc": "Loc"}
+    tested = arrays["split"] == "test"
+    assert tested.any()
+    arrays["labels"][tested] = [turned.get(name, name) for name in arrays["labels"][tested]]
+    np.savez(other / "dies.npz", **arrays)
+    found = []
+    for source in (doubtful, other):
+        clean(config(source, tiny_checkpoint, tmp_path), tmp_path / f"of {source.name}")
+        lines = suspects(tmp_path / f"of {source.name}")
+        found.append([line["id"] for line in lines if line["part"] != "test"])
+        assert any(line["part"] == "test" for line in lines)
+    assert found[0] == found[1] != []
+
+
+def test_maps_written_are_split_as_they_were(tmp_path: Path) -> None:
+    grids = [wafer.dies for wafer in wafers(["Center", "Loc"] * 5, seed=4)]
+    # Each but the last is there twice, under two labels for the first.
+    labels = ["Center", "Loc", *["Center"] * 8]
+    rows = rows_of_grids([grids[0], grids[0], *grids[1:9]], labels, ordered=False)
+    rows = replace(rows, disputed=np.array([True, True, *[False] * 7, True]))
+    found = conflicts(rows)
+    wrong = Suspect(1, "Loc", "Center", 1.0, "", 0.0, 1.0)
+    for relabel, left in ((False, 9), (True, 10)):
+        now, kept = apply(rows, [wrong], found, relabel=relabel)
+        save_rows(now.take(kept), tmp_path / "maps.npz")
+        read = read_source(tmp_path / "maps.npz")
+        assert len(read) == left and not read.ordered
+        # The source alone knows of the other twin of the last.
+        assert read.disputed.tolist() == [False] * (left - 1) + [True]
 
 
 def test_a_source_of_few_lots_is_listed_without_a_dataset(tiny_checkpoint: Path, tmp_path: Path) -> None:

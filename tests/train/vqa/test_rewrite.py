@@ -82,6 +82,17 @@ def test_a_text_that_says_something_else_is_dropped(old: str, new: str, reason: 
     assert fault(draft(), TEXT.replace(old, new), CAUSES) == reason
 
 
+@pytest.mark.parametrize("label", ["Center", "Edge-Loc", "Donut"])
+def test_the_class_that_an_answer_names_stays(label: str) -> None:
+    told = "The failing dies lie mostly in the center zone."
+    typed = Draft("a", "Which pattern?", f"Pattern type: {label}. {told}", label, lambda: measure(DIES))
+    kept = f"Pattern type: {label}. Most failing dies are in the center zone."
+    assert fault(typed, kept, CAUSES) == fault(typed, typed.text, CAUSES)
+    for lost in (told, f"It is a pattern of a known type. {told}"):
+        assert fault(typed, lost, CAUSES) == "leaves out the class"
+    assert fault(typed, kept.replace(label, "Near-full"), CAUSES) == "names another class"
+
+
 def test_a_kept_reply_is_counted_and_never_paid_for_twice(model: ScriptedModel, tmp_path: Path) -> None:
     model.script = lambda body: completion(OTHER)
     texts, report = asked(model.url, tmp_path / "cache", 3)
