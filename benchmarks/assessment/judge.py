@@ -23,7 +23,7 @@ import numpy as np
 
 from train.progress import Progress
 from train.vqa.endpoint import CircuitBreaker, Endpoint, Unanswered
-from train.vqa.replies import Reply
+from train.vqa.replies import Paid, Reply
 from train.vqa.rows import DIMENSIONS
 
 PROMPTS = tuple(sorted(Path(__file__).with_name("prompts").glob("judge_*.txt")))
@@ -47,7 +47,7 @@ class Request:
 
 
 @dataclass
-class Judgements:
+class Judgements(Paid):
     """The readings by prompt, subject and place; what was left out, by reason; first letters' scores; how
     many requests are ``missing`` a reply that they may have later; what was paid for in this run."""
 
@@ -57,9 +57,6 @@ class Judgements:
     by_letter: dict[str, list[float]] = field(default_factory=dict)
     requests: int = 0
     missing: int = 0
-    from_cache: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 def prompt_name(path: Path) -> str:
@@ -132,9 +129,7 @@ def _take(found: Judgements, one: Request, reply: Reply | Unanswered) -> None:
         found.missing += reply.later
         found.excluded[reply.reason] += len(one.order)
         return
-    found.from_cache += reply.cached
-    found.prompt_tokens += 0 if reply.cached else reply.prompt_tokens
-    found.completion_tokens += 0 if reply.cached else reply.completion_tokens
+    found.count(reply)
     scores = scores_in(reply, one.order)
     for letter, name in zip(_letters(one.order), one.order, strict=True):
         reading = scores[name]

@@ -81,16 +81,13 @@ def _places(count: int, most: int, seed: int) -> list[int]:
 
 
 def _paid(found: Judgements, config: JudgeConfig) -> dict[str, Any]:
-    cost = None
-    if config.prices is not None:
-        cost = (found.prompt_tokens * config.prices[0] + found.completion_tokens * config.prices[1]) / 1e6
     return {
         "requests": found.requests,
         "missing": found.missing,
         "from_cache": found.from_cache,
         "prompt_tokens": found.prompt_tokens,
         "completion_tokens": found.completion_tokens,
-        "cost": cost,
+        "cost": found.cost(config.prices),
         "kept": found.kept,
         "excluded": dict(found.excluded.most_common()),
     }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from train.dataset import Sample, read_split
 from train.samples import at_most
 from wafervlm.loading import load
 from wafervlm.render import RenderSpec
+
+Item = TypeVar("Item")
 
 SHOWN, PER_CLASS = 9, 10
 BEFORE, AFTER = "base", "bundle"
@@ -117,7 +120,8 @@ def galleries(answers: Answers, spec: RenderSpec, source: int | None) -> Iterato
         groups = {"Right": after, "Wrong": ~after}
     sure = answers.models[AFTER].max(axis=1)
     for title, members in groups.items():
-        places = _spread(np.flatnonzero(members).tolist(), answers, lambda i: -float(sure[i]))
+        among = sorted(np.flatnonzero(members).tolist(), key=lambda i: -float(sure[i]))
+        places = spread(among, lambda place: int(answers.truth[place]), SHOWN)
         if not places:
             yield Text(f"{title}: none.")
             continue
@@ -127,15 +131,14 @@ def galleries(answers: Answers, spec: RenderSpec, source: int | None) -> Iterato
         )
 
 
-def _spread(places: Sequence[int], answers: Answers, key: Callable[[int], float]) -> list[int]:
-    """The first of ``places`` by ``key``, no class twice before every class was taken."""
-    taken: Counter[int] = Counter()
+def spread(items: Iterable[Item], label: Callable[[Item], Hashable], count: int) -> list[Item]:
+    """The first ``count`` of ``items``, no label twice before every label was taken."""
+    taken: Counter[Hashable] = Counter()
     turns = []
-    for place in sorted(places, key=key):
-        label = int(answers.truth[place])
-        turns.append((taken[label], place))
-        taken[label] += 1
-    return [place for _, place in sorted(turns, key=lambda turn: turn[0])[:SHOWN]]
+    for item in items:
+        turns.append((taken[label(item)], item))
+        taken[label(item)] += 1
+    return [item for _, item in sorted(turns, key=lambda turn: turn[0])[:count]]
 
 
 def _kept(found: Material) -> Answers | None:

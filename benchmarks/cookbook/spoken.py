@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from benchmarks.assessment.measuring import PLANTED
 from benchmarks.assessment.tables import tables_of
 from benchmarks.assessment.texts import Table
 from benchmarks.cookbook.blocks import Block, Example, Fold, Gallery, Said, Sheet, Text
+from benchmarks.cookbook.examples import spread
 from benchmarks.cookbook.material import Material
 from benchmarks.cookbook.numbers import Sources, count, missing
 from wafervlm.claims import Verdict
@@ -74,10 +76,8 @@ def _galleries(found: Material, source: int | None) -> Iterator[Block]:
     wrong = [line for line in lines if _told(line)[Verdict.CONTRADICTED.value]]
     sound = [line for line in lines if line["claims"] and not _told(line)[Verdict.CONTRADICTED.value]]
     chosen = {
-        "Words that hold": _one_of_each(sound, lambda line: -_told(line)[Verdict.SUPPORTED.value]),
-        "Words that the dies contradict": _one_of_each(
-            wrong, lambda line: -_told(line)[Verdict.CONTRADICTED.value]
-        ),
+        "Words that hold": _one_of_each(sound, Verdict.SUPPORTED),
+        "Words that the dies contradict": _one_of_each(wrong, Verdict.CONTRADICTED),
     }
     notes = {
         "Words that hold": f"{len(sound)} of {len(lines)} descriptions of {last} make claims and none is "
@@ -122,11 +122,6 @@ def _said(line: Mapping[str, Any]) -> Said:
     return Said(line["subject"], line["text"] or "(nothing)", right, notes)
 
 
-def _one_of_each(lines: Sequence[Mapping[str, Any]], key: Any) -> list[Mapping[str, Any]]:
-    """The first lines by ``key``, no class twice before every class was taken."""
-    taken: Counter[str] = Counter()
-    turns = []
-    for line in sorted(lines, key=key):
-        turns.append((taken[line["label"]], line))
-        taken[line["label"]] += 1
-    return [line for _, line in sorted(turns, key=lambda turn: turn[0])[:SHOWN]]
+def _one_of_each(lines: Sequence[Mapping[str, Any]], verdict: Verdict) -> list[Mapping[str, Any]]:
+    """The lines with most claims of ``verdict``."""
+    return spread(sorted(lines, key=lambda line: -_told(line)[verdict.value]), itemgetter("label"), SHOWN)

@@ -47,6 +47,27 @@ class Reply:
         return _REFUSES.match(self.text) is not None
 
 
+@dataclass
+class Paid:
+    """What replies cost in this run: those that were kept already cost nothing and are ``from_cache``."""
+
+    from_cache: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def count(self, reply: Reply) -> None:
+        """Take in ``reply``."""
+        self.from_cache += reply.cached
+        self.prompt_tokens += 0 if reply.cached else reply.prompt_tokens
+        self.completion_tokens += 0 if reply.cached else reply.completion_tokens
+
+    def cost(self, prices: tuple[float, float] | None) -> float | None:
+        """What the tokens cost at ``prices`` per million prompt and completion tokens."""
+        if prices is None:
+            return None
+        return (self.prompt_tokens * prices[0] + self.completion_tokens * prices[1]) / 1e6
+
+
 class ReplyCache:
     """Replies by request, in a file of JSON lines that is appended to. Threads may share it.
 

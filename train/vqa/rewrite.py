@@ -17,7 +17,7 @@ from train.vqa.answers import pattern_type
 from train.vqa.causes import Causes
 from train.vqa.descriptions import MORPHOLOGY, ROOT_CAUSE, SPATIAL
 from train.vqa.endpoint import CircuitBreaker, Endpoint, Unanswered
-from train.vqa.replies import Reply
+from train.vqa.replies import Paid, Reply
 from wafervlm.claims import check, extract
 from wafervlm.geometry import ZONES, Geometry
 
@@ -45,16 +45,13 @@ class Draft:
 
 
 @dataclass
-class Report:
+class Report(Paid):
     """What became of the drafts: how many were kept, why others were dropped, how many of these are
     ``missing`` a reply that they may have later, what it cost."""
 
     asked: int = 0
     kept: int = 0
     missing: int = 0
-    from_cache: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
 
     def to_dict(self) -> dict[str, object]:
@@ -68,12 +65,6 @@ class Report:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
         }
-
-    def cost(self, prices: tuple[float, float] | None) -> float | None:
-        """What this run's tokens cost at ``prices`` per million prompt and completion tokens."""
-        if prices is None:
-            return None
-        return (self.prompt_tokens * prices[0] + self.completion_tokens * prices[1]) / 1e6
 
 
 def messages(draft: Draft) -> list[dict[str, str]]:
@@ -149,9 +140,7 @@ def _count(report: Report, reply: Reply | Unanswered, reason: str | None) -> Non
     if isinstance(reply, Unanswered):
         report.missing += reply.later
     else:
-        report.from_cache += reply.cached
-        report.prompt_tokens += 0 if reply.cached else reply.prompt_tokens
-        report.completion_tokens += 0 if reply.cached else reply.completion_tokens
+        report.count(reply)
     if reason is None:
         report.kept += 1
     else:
