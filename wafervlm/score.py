@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wafervlm import console
-from wafervlm.archive import Archive, Piece, find_archive, import_pyarrow, read_part
+from wafervlm.archive import Archive, find_archive, read_part
+from wafervlm.archive_files import Piece, import_pyarrow
 from wafervlm.bundle import open_bundle
 from wafervlm.engine import Engine, open_engine
 from wafervlm.errors import UsageError

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wafervlm.archive import PARQUET, Found, import_pyarrow
+from wafervlm.archive import Found
+from wafervlm.archive_files import PARQUET, import_pyarrow
 from wafervlm.errors import ResourceError
 from wafervlm.files import write_whole
 from wafervlm.wafermap import WaferMap

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from wafervlm.archive import INSTALL
+from wafervlm.archive_files import INSTALL
 from wafervlm.errors import MissingDependencyError, ProviderError, ResourceError, WaferVLMError
 from wafervlm.runtimes.cuda import driver_gpus
 from wafervlm.score_config import ScoreConfig

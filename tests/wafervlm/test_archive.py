@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wafervlm.archive import Archive, Found, Piece, find_archive, read_part
+from wafervlm.archive import Archive, Found, find_archive, read_part
+from wafervlm.archive_files import Piece
 from wafervlm.errors import UsageError
 from wafervlm.render import RenderSpec, render
 from wafervlm.wafermap import WaferMap
