@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from benchmarks.contenders import Answer, Contender, timed
-from train.loading import Checkpoint, encode, load_checkpoint
+from train.encoding import encode
+from train.loading import Checkpoint, load_checkpoint
 from train.scorer import TreePass
 from wafervlm.render import RgbImage
 from wafervlm.task import Task

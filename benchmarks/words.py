@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from benchmarks.machine import describe_machine
-from train.loading import Checkpoint, encode, load_checkpoint
+from train.encoding import encode
+from train.loading import Checkpoint, load_checkpoint
 from train.nano.corpus import turns
 from train.synthetic import wafers
 from wafervlm import console

@@ -13,7 +13,8 @@ import torch
 
 from train.branches import question_tokens
 from train.dataset import Sample
-from train.loading import Checkpoint, encode
+from train.encoding import encode
+from train.loading import Checkpoint
 from wafervlm.answers import classes_of
 from wafervlm.errors import ConfigError, DatasetError, WaferVLMWarning
 from wafervlm.render import RgbImage, render

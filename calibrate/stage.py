@@ -34,7 +34,8 @@ from train.artefact import (
     writing,
 )
 from train.dataset import TASK, Sample, dataset_task, read_split
-from train.loading import Checkpoint, check_placement, checkpoint_family, encode, load_checkpoint
+from train.encoding import encode
+from train.loading import Checkpoint, check_placement, checkpoint_family, load_checkpoint
 from train.samples import held_out
 from train.scorer import Scores
 from train.streamed import Stored, keep_one_layer, load_streamed

@@ -35,8 +35,9 @@ from train.artefact import (
     writing,
 )
 from train.dataset import DIES, Sample, read_labelled
+from train.encoding import check_image_size
 from train.inventory import take_inventory
-from train.loading import check_image_size, load_processor
+from train.loading import load_processor
 from train.progress import Progress
 from train.scorer import tree_log_probs
 from train.shards import check_finite

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from train.augment import SYMMETRIES, strongly
-from train.loading import Checkpoint, check_image_size, prompt_text
+from train.encoding import check_image_size, prompt_text
+from train.loading import Checkpoint
 from train.patches import patchify
 from train.wording import Wording
 from wafervlm.errors import DatasetError, TaskError

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from train.batches import IGNORED, Batch, Collator, Example, Order, tokenize_turn
-from train.loading import Checkpoint, prompt_text
+from train.encoding import prompt_text
+from train.loading import Checkpoint
 from wafervlm.answers import chosen, classes_of, log_odds, truth_of
 from wafervlm.errors import TaskError
 from wafervlm.render import render

@@ -17,8 +17,9 @@ from pathlib import Path
 import psutil
 import torch
 
+from train.encoding import prompt_text
 from train.inventory import Inventory
-from train.loading import load_processor, prompt_text
+from train.loading import load_processor
 from train.tree import label_tree
 from wafervlm.task import Task
 

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train.loading import Checkpoint, check_image_size, encode, encode_texts, prompt_text
+from train.encoding import check_image_size, encode, encode_texts, prompt_text
+from train.loading import Checkpoint
 from train.progress import track
 from train.tree import LabelTree, label_tree
 from wafervlm.errors import TaskError, UsageError

@@ -16,7 +16,8 @@ from benchmarks.assessment.speaker import Asked
 from benchmarks.scores import checkpoint_log_probs
 from benchmarks.statistics import Floats
 from train.dataset import Sample
-from train.loading import check_image_size, encode_texts, load_checkpoint, prompt_text
+from train.encoding import check_image_size, encode_texts, prompt_text
+from train.loading import load_checkpoint
 from train.speed import fast_vision
 from train.vqa.replies import Reply
 from wafervlm.render import render

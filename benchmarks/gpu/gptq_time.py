@@ -13,7 +13,7 @@ from benchmarks.gpu.subject import Subject
 from calibrate.gptq import Scheme
 from calibrate.layers import quantize_layer
 from calibrate.replay import begin, check_exact, text_core
-from train.loading import encode
+from train.encoding import encode
 from wafervlm.render import RgbImage
 
 

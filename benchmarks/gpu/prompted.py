@@ -15,7 +15,7 @@ from transformers.vision_utils import (
 
 from benchmarks.gpu.head import LabelScores
 from benchmarks.gpu.subject import Subject
-from train.loading import encode
+from train.encoding import encode
 from train.scorer import TreePass
 
 

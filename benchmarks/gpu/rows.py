@@ -21,7 +21,7 @@ from benchmarks.gpu.prompted import labels_written
 from benchmarks.gpu.results import Row
 from benchmarks.gpu.settings import NANO, Settings
 from benchmarks.gpu.subject import Subject, make_subject
-from train.loading import encode
+from train.encoding import encode
 from train.scorer import TreePass
 from wafervlm import console
 from wafervlm.errors import ProviderError

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.settings import NANO, SHAPES, Settings
+from train.encoding import encode
 from train.families import family_of
 from train.loading import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     CONFIG,
     Checkpoint,
-    encode,
     load_checkpoint,
     load_processor,
     read_config,

@@ -22,7 +22,8 @@ from calibrate.inputs import (
 )
 from tests.multi_label import multi_task
 from train.dataset import Sample
-from train.loading import Checkpoint, encode, load_checkpoint
+from train.encoding import encode
+from train.loading import Checkpoint, load_checkpoint
 from train.synthetic import wafers
 from wafervlm.errors import ConfigError, DatasetError, ImageError, WaferVLMWarning
 from wafervlm.render import read_back, render

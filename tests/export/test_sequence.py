@@ -12,7 +12,8 @@ from export.operators import HIDDEN
 from export.sequence import Sequence, image_grid, plan_sequence
 from export.weights import Weights
 from tests.export.models import make_task, random_images
-from train.loading import encode, load_checkpoint
+from train.encoding import encode
+from train.loading import load_checkpoint
 from train.tree import LabelTree, label_tree
 from wafervlm.errors import TaskError
 from wafervlm.render import RenderSpec

@@ -22,7 +22,8 @@ from export.weights import Weights
 from export.words import words_models, words_section
 from tests.conftest import SIDES, square_task
 from tests.export.models import random_images, session
-from train.loading import Checkpoint, encode, load_checkpoint
+from train.encoding import encode
+from train.loading import Checkpoint, load_checkpoint
 from wafervlm.task import Order, Task
 from wafervlm.words.section import Words
 

@@ -22,7 +22,8 @@ from export.weights import Weights
 from export.words import words_section
 from tests.conftest import SIDES, square_task
 from tests.export.test_step import noisy
-from train.loading import encode, load_checkpoint, load_processor
+from train.encoding import encode
+from train.loading import load_checkpoint, load_processor
 from train.synthetic import wafers as synthetic
 from wafervlm.bundle import Bundle, open_bundle
 from wafervlm.cli import cli, main

@@ -15,7 +15,8 @@ from PIL import Image
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from train.batches import IGNORED, Collator, Example, Order, Pixels, names_direction, tokenize_turn
-from train.loading import Checkpoint, encode, load_checkpoint, load_processor
+from train.encoding import encode
+from train.loading import Checkpoint, load_checkpoint, load_processor
 from train.wording import Wording
 from wafervlm.errors import DatasetError, TaskError
 from wafervlm.render import RenderSpec, render

@@ -15,7 +15,8 @@ from tests.train.test_scorer import roughened
 from train.batches import IGNORED, Order
 from train.branches import BranchCollator, judged_classes
 from train.dataset import Sample
-from train.loading import Checkpoint, encode, load_checkpoint
+from train.encoding import encode
+from train.loading import Checkpoint, load_checkpoint
 from train.samples import task_examples
 from train.scorer import tree_log_probs
 from wafervlm.answers import texts_of

@@ -17,8 +17,9 @@ from tests.train.test_merge_streamed import adapt
 from train.commands import merge
 from train.cost_options import show_cost
 from train.costs import Cost, Speed, Work, free_disk, measure_speed, pass_products, prompt_tokens
+from train.encoding import encode
 from train.inventory import take_inventory
-from train.loading import encode, load_checkpoint
+from train.loading import load_checkpoint
 from train.merge import MergeSettings
 from train.merge_estimate import estimate as merge_cost
 from train.tree import label_tree

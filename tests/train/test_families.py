@@ -16,8 +16,9 @@ from safetensors import safe_open
 from tests.conftest import SIDES, data_folder
 from tests.tiny_models import BUILDERS
 from train.batches import Pixels
+from train.encoding import prompt_text
 from train.families import FAMILIES, Family
-from train.loading import load_checkpoint, load_processor, prompt_text, read_config
+from train.loading import load_checkpoint, load_processor, read_config
 from train.tree import label_tree
 from wafervlm.render import RenderSpec
 from wafervlm.task import WAFER_DEFECTS, Order

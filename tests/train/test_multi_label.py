@@ -12,7 +12,8 @@ import torch
 from tests.conftest import SIDES
 from tests.multi_label import multi_task
 from tests.train.test_scorer import roughened
-from train.loading import Checkpoint, encode_texts, load_checkpoint, prompt_text
+from train.encoding import encode_texts, prompt_text
+from train.loading import Checkpoint, load_checkpoint
 from train.scorer import in_set_mass, label_log_probs, tree_log_probs
 from train.tree import label_tree
 from wafervlm.errors import TaskError

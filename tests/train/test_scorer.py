@@ -12,7 +12,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from train.loading import Checkpoint, encode, load_checkpoint, prompt_text
+from train.encoding import encode, prompt_text
+from train.loading import Checkpoint, load_checkpoint
 from train.scorer import TreePass, in_set_mass, label_log_probs, tree_log_probs
 from train.tree import label_tree
 from wafervlm.errors import TaskError, UsageError

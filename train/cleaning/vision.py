@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from train.loading import Checkpoint, check_image_size
+from train.encoding import check_image_size
+from train.loading import Checkpoint
 from train.patches import patchify
 from train.progress import Progress
 from wafervlm.errors import CheckpointError

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from train.loading import check_image_size
+from train.encoding import check_image_size
 from train.rl.rows import PolicyRow
 from wafervlm.render import render
 from wafervlm.task import Task

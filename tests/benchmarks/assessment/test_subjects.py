@@ -10,7 +10,8 @@ from benchmarks.assessment.answers import answer_all, answer_figures
 from benchmarks.assessment.generation import Generator
 from benchmarks.assessment.speaker import Asked
 from benchmarks.assessment.subjects import Subject
-from train.loading import encode_texts, load_checkpoint, prompt_text
+from train.encoding import encode_texts, prompt_text
+from train.loading import load_checkpoint
 from train.vqa.replies import Reply, ReplyCache
 from wafervlm.errors import UsageError
 from wafervlm.render import render

@@ -12,7 +12,8 @@ import torch
 from train.cleaning.features import read_features
 from train.cleaning.geometry import NAMES, geometry_features, longest_arc
 from train.cleaning.vision import native_spec, vision_features
-from train.loading import encode, load_checkpoint
+from train.encoding import encode
+from train.loading import load_checkpoint
 from train.sources.rows import Rows, rows_of_grids
 from wafervlm.errors import FileFormatError, UsageError
 from wafervlm.render import RenderSpec, render
