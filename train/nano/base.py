@@ -12,13 +12,12 @@ and run it again: it goes on from the last whole checkpoint.
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,6 +46,7 @@ from train.nano.config import (
     train_tokenizer,
 )
 from train.nano.corpus import tokenizer_texts
+from train.nano.log import COLUMNS, LOG, Row, draw_curve, read_rows, write_rows
 from train.nano.plan import BaseSettings, learning_rate
 from train.nano.retokenize import retokenized
 from train.nano.sight import Sight, features
@@ -58,10 +58,7 @@ from wafervlm.errors import UsageError, WaferVLMError
 from wafervlm.files import flush_tree, replace_folder
 
 logger = logging.getLogger(__name__)
-STATE, LOG = "optimizer.pt", "log.csv"
-COLUMNS = ("step", "part", "loss", "seconds")
-PARTS = {"sight": "vision tower: smooth L1", "questions": "questions: nats per answer token"}
-Row = dict[str, str]
+STATE = "optimizer.pt"
 
 
 def train_base(
@@ -231,38 +228,6 @@ def _texts(settings: BaseSettings) -> Iterator[str]:
 
 def _has_bf16(device: str) -> bool:
     return bool(torch.cuda.is_bf16_supported() if device == "cuda" else torch.backends.mkldnn.is_available())
-
-
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write the log as CSV with COLUMNS."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read what ``write_rows`` wrote."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def draw_curve(rows: Sequence[Row], picture: Path) -> None:
-    """Draw the loss of both parts over the steps of the log, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for (part, name), colour in zip(PARTS.items(), ("#440154", "#20908c"), strict=True):
-        kept = [row for row in rows if row["part"] == part]
-        steps, losses = [int(row["step"]) for row in kept], [float(row["loss"]) for row in kept]
-        axes.plot(steps, losses, marker=".", color=colour, label=name)
-    axes.set(title="nano's base", xlabel="step", ylabel="loss", yscale="log")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(picture, dpi=120)
 
 
 @click.command(context_settings=console.HELP)

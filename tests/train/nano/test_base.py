@@ -17,6 +17,7 @@ import train.nano.stream as stream
 from train.artefact import Provenance, claim, read_provenance
 from train.nano.config import TINY, build_model_folder, describe, train_tokenizer
 from train.nano.corpus import tokenizer_texts
+from train.nano.log import read_rows
 from train.nano.plan import BaseSettings, learning_rate
 from wafervlm.errors import UsageError
 
@@ -80,7 +81,7 @@ def test_interrupted_training_comes_to_the_same_weights(tmp_path: Path, stop: in
     assert (tmp_path / "whole-curve.png").read_bytes().startswith(b"\x89PNG")
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor, rtol=0, atol=1e-6)
-    logs = [base.read_rows(tmp_path / name / "log.csv") for name in ("whole", "parts")]
+    logs = [read_rows(tmp_path / name / "log.csv") for name in ("whole", "parts")]
     assert [[row["step"], row["loss"]] for row in logs[0]] == [[row["step"], row["loss"]] for row in logs[1]]
     assert [row["part"] for row in logs[0]] == ["sight", "sight", "questions", "questions", "questions"]
 
@@ -99,7 +100,7 @@ def test_the_tower_goes_on_learning_what_is_said_beside_questions(tmp_path: Path
     losses = []
     for weight in (0.0, 1.0, 2.0):
         base.train_base(None, tmp_path / f"{weight}", replace(still, choices=weight))
-        rows = base.read_rows(tmp_path / f"{weight}" / "log.csv")
+        rows = read_rows(tmp_path / f"{weight}" / "log.csv")
         losses.append([float(row["loss"]) for row in rows if row["part"] == "questions"])
     # The other losses of the tower count as soon as this one does, and are there once.
     none, once, twice = map(np.array, losses)
