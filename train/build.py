@@ -19,6 +19,7 @@ from train.sources import SYNTHETIC, Rows, read_source
 from train.sources.rows import Ints, texts
 from train.split_files import Split, apply_split, describe_split, read_split_file, split_path, write_split
 from train.splits import check_apart, split_rows
+from wafervlm import console
 from wafervlm.answers import strangers, written
 from wafervlm.errors import DatasetError, UsageError
 from wafervlm.render import RenderSpec, render
@@ -124,6 +125,9 @@ def known_rows(rows: Rows, task: Task, config: BuildConfig) -> Rows:
             f"{str(unknown[0])!r}; give a task with them, or leave them out with --skip-unknown"
         )
     log.info("%s: %d of %d maps are of the task's classes", config.source, int(known.sum()), len(rows))
+    if len(unknown) or not labelled.all():
+        without = f"{int((~labelled).sum())} maps without a label"
+        console.say(f"{config.source}: {without} and {len(unknown)} of other classes are left out")
     return rows.take(known)
 
 

@@ -58,7 +58,7 @@ def read_split(dataset: Path, split: str) -> list[Sample]:
     if not len(found):
         known = ", ".join(part for part in PARTS if (arrays["split"] == part).any())
         raise DatasetError(f"{dataset} has no part {split!r}; it has {known}")
-    _check_labels(dataset, split, arrays["labels"][found], task)
+    check_labels(dataset, split, arrays["labels"][found], task)
     missing = next((name for name in arrays["images"][found] if not (dataset / str(name)).is_file()), None)
     if missing is not None:
         raise DatasetError(f"image {missing} of dataset {dataset} is missing; build the dataset again")
@@ -109,7 +109,7 @@ def write_maps(
     numbers: dict[tuple[str, str], int] = {}
     images: dict[str, list[tuple[str, str]]] = {}
     for part, rows in parts.items():
-        _check_labels(folder, part, rows.labels, task)
+        check_labels(folder, part, rows.labels, task)
         images[part] = []
         for label in rows.labels.tolist():
             counter = (label, "" if count_on else part)
@@ -158,7 +158,8 @@ def _arrays(dataset: Path) -> dict[str, Any]:
         raise DatasetError(f"the dataset is broken: {error}") from None
 
 
-def _check_labels(dataset: Path, part: str, labels: NDArray[np.str_], task: Task) -> None:
+def check_labels(dataset: Path, part: str, labels: NDArray[np.str_], task: Task) -> None:
+    """Raise DatasetError where a label is not of the task, or a class has no map in train or test."""
     unknown = strangers(task, labels.tolist())
     if unknown:
         raise DatasetError(

@@ -171,6 +171,10 @@ def check_placement(dtype: str, device: str) -> None:
         raise UsageError(f"dtype {dtype!r} is not known; choose {', '.join(DTYPES)}")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ProviderError(f"device {device!r} was asked for and torch sees no GPU here; choose cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ProviderError(f"device {device!r} cannot be used here: {_first(error)}; choose cpu") from None
 
 
 def _load_model(path: Path, family: Family, dtype: torch.dtype) -> Any:

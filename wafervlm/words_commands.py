@@ -176,6 +176,8 @@ def _report(said: Description) -> None:
 
     for line in lines(said) if said.claims is not None else ():
         console.say(f"  {line}")
+    if said.claims is not None and not (said.claims or said.struck):
+        console.say("  nothing in it could be checked: no claim about the dies was found")
     outside = "" if said.locked else "; outside the lock"
     spent = said.timing_ms["total"] / 1e3
     console.say(

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.assessment.subjects import Subject
 from train.vqa.endpoint import EndpointSettings
+from train.vqa.replies import check_prices
 from wafervlm.errors import UsageError
 
 
@@ -28,6 +29,7 @@ class JudgeConfig:
         for name in ("maps", "repeats", "trials"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} of the judge is {getattr(self, name)}; it must be at least 1")
+        check_prices(self.prices)
 
 
 @dataclass(frozen=True)

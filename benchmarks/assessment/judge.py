@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import string
 from collections import Counter
@@ -159,6 +158,7 @@ def _reading(values: Any) -> Reading | str:
     numbers = [values[name] for name in DIMENSIONS]
     if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers):
         return "a score that is no number"
-    if not all(math.isfinite(one) and 0 <= one <= TOP for one in numbers):
+    # NaN is within no range; an integer may be too large for a float.
+    if not all(0 <= one <= TOP for one in numbers):
         return "a score out of range"
     return {name: one / TOP for name, one in zip(DIMENSIONS, numbers, strict=True)}

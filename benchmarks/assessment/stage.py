@@ -77,7 +77,8 @@ def require_judged(config: AssessmentConfig, out: Path, report: Mapping[str, Any
     """Raise ProviderError where replies of the judge are missing in ``out``, whose ``report`` this is."""
     if config.judge is not None and report["judge"]:
         asked, url = report["judge"]["requests"], config.judge.endpoint.url
-        require_replies(missing_replies(report), asked, url, out, _kept(config.judge, out))
+        kept, excluded = _kept(config.judge, out), report["judge"]["excluded"]
+        require_replies(missing_replies(report), asked, url, out, kept, excluded)
 
 
 def _kept(judge: JudgeConfig, out: Path) -> Path:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cookbook.reading import read_json
 from train.artefact import PROVENANCE, folder_digest, read_provenance
 from train.dataset import DIES
 from train.vqa.build import RL
@@ -107,7 +107,7 @@ class Artefact:
         """Digests of what it was made from, as far back as it tells."""
         told = [self.record]
         if self.kind == "benchmark":
-            told += json.loads((self.path / REPORT).read_text(encoding="utf-8"))["provenance"]
+            told += read_json(self.path / REPORT, ("provenance",))["provenance"]
         if self.kind == "bundle":
             told += open_bundle(self.path).manifest.provenance
         given = [digest for record in told for digest in (record.get("inputs") or {}).values()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from benchmarks.assessment.measuring import PLANTED, REAL
 from benchmarks.config import BenchmarkConfig
 from benchmarks.cookbook.artefacts import Artefact, Chosen
 from benchmarks.cookbook.lines import Places
+from benchmarks.cookbook.reading import parsed, read_json
 from benchmarks.judging import labelled_sets
 from benchmarks.scores import samples_digest
 from benchmarks.statistics import Floats
@@ -30,6 +30,11 @@ from wafervlm.task import WAFER_DEFECTS, Task
 from wafervlm.wafermap import WaferMap
 
 MAPS = "maps"
+# Keys of the reports that a cookbook is filled from.
+_NEEDED = {
+    "benchmark": ("maps", "accuracy", "models", "comparison"),
+    "words": ("maps", "subjects", "settings", "inputs"),
+}
 
 
 @dataclass
@@ -60,7 +65,7 @@ class Material:
         made = self.one(kind)
         if made is None or not (made.path / name).is_file():
             return None
-        return json.loads((made.path / name).read_text(encoding="utf-8"))
+        return read_json(made.path / name, _NEEDED.get(kind, ()))
 
     def rows(self, kind: str, name: str) -> list[dict[str, str]]:
         """The lines of the CSV file ``name``, empty without."""
@@ -108,7 +113,7 @@ def gather(chosen: Chosen, places: Places, *, lint: Path | None = None, predict:
     found.report, found.words = found.json("benchmark", stage.REPORT), found.json("words", assessment.REPORT)
     found.task = _task(found)
     if lint is not None:
-        found.lint = json.loads(lint.read_text(encoding="utf-8"))
+        found.lint = read_json(lint, ("passed", "failures", "dimensions"))
     if found.report is not None:
         _read_benchmark(found, found.report)
     if found.words is not None:
@@ -158,7 +163,7 @@ def _read_words(found: Material, words: dict[str, Any]) -> None:
     path = made.path / assessment.ANSWERS
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines()
-        found.answers = [json.loads(line) for line in lines]
+        found.answers = [parsed(line, path) for line in lines]
     settings, inputs = words["settings"], words["inputs"]
     if PLANTED in words["maps"]:
         cases = planted_cases(settings["planted"], settings["seed"])

@@ -317,6 +317,7 @@ def test_the_command_opens_the_graphs_for_words_alone_and_says_on_what(
     done = CliRunner().invoke(cli, [*arguments, "--max-tokens", "2", "--threads", "1"])
     assert (done.exit_code, sorted(opened)) == (0, ["features.onnx", "step.onnx"])
     assert "2 tokens" in done.stderr and "onnx on cpu" in done.stderr
+    assert "nothing in it could be checked" in done.stderr
     with load_for_words(qwen3_bundle, threads=1) as model, wafervlm.load(qwen3_bundle, threads=1) as other:
         assert model.predict(wafer).scores == other.predict(wafer).scores
     with pytest.raises(ClosedError):

@@ -69,6 +69,8 @@ def test_placement_that_cannot_be_is_refused(tiny_checkpoint: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ProviderError, match="torch sees no GPU"):
             load_checkpoint(tiny_checkpoint, device="cuda")
+    with pytest.raises(ProviderError, match="'tpu' cannot be used here.*choose cpu"):
+        load_checkpoint(tiny_checkpoint, device="tpu")
 
 
 def test_nothing_is_asked_of_the_network(

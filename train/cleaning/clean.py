@@ -149,6 +149,9 @@ def _write(
         "relabelled": len(changed) if config.relabel else 0,
         "parts": {part: len(places) for part, places in parts.items()},
     }
+    if parts:
+        # Lots, and turned copies, that other parts hold.
+        counts["in_no_part"] = int(kept.sum()) - sum(map(len, parts.values()))
     acts = {s.row: done for s in changed}
     write_suspects(work / "suspects.csv", given, judged, acts)
     write_representatives(work / "representatives.csv", given, judged)

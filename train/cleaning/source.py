@@ -11,7 +11,7 @@ import numpy as np
 
 from train.artefact import PROVENANCE, read_provenance
 from train.build import BuildConfig, known_rows
-from train.dataset import DIES, dataset_task, read_split
+from train.dataset import DIES, check_labels, dataset_task, read_split
 from train.sources import Rows, read_source
 from train.sources.npz import load_arrays
 from train.sources.rows import Ints, rows_of_grids
@@ -93,8 +93,11 @@ def _parts(rows: Rows, config: BuildConfig) -> dict[str, Ints]:
         return apply_split(rows, read_split_file(split_path(config.split)))
     try:
         made = split_rows(rows, name=Path(config.source).stem, about="", seed=config.seed)
+        parts = apply_split(rows, made)
+        for part, places in parts.items():
+            check_labels(Path(config.source), part, rows.labels[places], config.settled_task())
     except DatasetError as error:
         told = f"{config.source} cannot be split, so no dataset folder is written, only maps: {error}"
         warnings.warn(told, WaferVLMWarning, 2)
         return {}
-    return apply_split(rows, made)
+    return parts

@@ -59,7 +59,8 @@ def write_report(
     lines = [
         f"# Labels of {given.config.source.name}",
         "",
-        f"{counts['maps']:,} maps, {counts['suspects']:,} suspected labels; {_done(counts)}",
+        f"{counts['maps']:,} maps, {counts['suspects']:,} suspected labels; {_done(counts)}"
+        + _outside(counts.get("in_no_part", 0)),
         "",
         "Every map was judged by models that saw no map of its lot and none of the same dies; maps of other",
         "parts than test by models that saw no map of part test.",
@@ -106,6 +107,10 @@ def _done(counts: Mapping[str, Any]) -> str:
     if counts["relabelled"]:
         return f"{counts['relabelled']:,} got the suggested label."
     return f"{counts['dropped']:,} were left out." if counts["dropped"] else "nothing was changed."
+
+
+def _outside(count: int) -> str:
+    return f" {count:,} are in no part: their lot or a copy of them is in another." if count else ""
 
 
 def _conflict_lines(judged: Judged, ids: Sequence[int] | Any) -> list[str]:

@@ -89,7 +89,8 @@ def reinforce(settings: RlSettings, judge: Judge | None = None) -> Outcome:
         resume = claimed(partial, provenance)
         trainer, task = assemble(settings, partial, resume, judge)
         if not trainer.watch.stopped:
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+            with _explained_divergence(settings, trainer):
+                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         outcome = _outcome(out, trainer.watch)
         _write(settings, trainer, task, dataclasses.replace(provenance, parity=_figures(outcome)))
     shutil.rmtree(partial, ignore_errors=True)
@@ -117,6 +118,21 @@ def explained_memory(settings: RlSettings) -> Iterator[None]:
     """Turn an error of memory into a ResourceError that says what to lower."""
     with memory_explained(lambda: _what_to_lower(settings)):
         yield
+
+
+@contextmanager
+def _explained_divergence(settings: RlSettings, trainer: Any) -> Iterator[None]:
+    """Turn what torch says of probabilities that are none into a ConfigError that says what to lower."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "probability tensor" not in str(error):
+            raise
+        raise ConfigError(
+            f"training diverged at step {trainer.state.global_step}: the model gives no probabilities any "
+            f"more; lower train.learning_rate (now {settings.train.learning_rate:g}) and choose another "
+            "output"
+        ) from None
 
 
 def _what_to_lower(settings: RlSettings) -> str:

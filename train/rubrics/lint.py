@@ -19,6 +19,7 @@ from train.rubrics.phrases import row_findings
 from train.rubrics.reading import RowSet, read_set
 from train.rubrics.reward import RubricReward
 from train.rubrics.rows import LintRow
+from wafervlm.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,12 @@ class Limits:
     """What reference answers must earn at least."""
     attack: float = 0.6
     """What an answer that looks at no wafer may earn at most."""
+
+    def __post_init__(self) -> None:
+        for name in ("reference", "attack"):
+            # NaN is in no range, and would refuse nothing.
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"the limit {name} is {getattr(self, name):g}; it must be 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from train.rubrics.reward import solution
 from train.vqa.rows import DIFFICULTIES, DIMENSION_OF, DIMENSIONS, RlRow
 
 PROMPT, QUESTION = "prompt", "question"
+SECTIONS = ("spatial_rubric", "morphology_rubric", "root_cause_rubric")
 _ONLY_PROMPTS = frozenset({"dimension", "must_avoid", "reference_answer"})
 _ONLY_QUESTIONS = frozenset({"query", "question_type"})
 _SHOWN = 60
@@ -57,6 +58,11 @@ def kind_of(entry: Any) -> str:
 def read_prompt(values: Mapping[str, Any], name: str, findings: list[Finding]) -> LintRow:
     """The RL row ``name``; what is wrong with its columns is added to ``findings``."""
     rubric = _rubric(values.get("rubric"), name, findings)
+    findings += _section_findings(rubric, name)
+    if "prompt" in values and not _question(values).strip():
+        findings.append(
+            Finding("malformed", name, "", "the prompt asks nothing: no turn of the user has a text")
+        )
     before = len(findings)
     dimension = _dimension(values.get("dimension"), name, findings)
     must_hit = _phrases(values, "must_hit", name, findings)
@@ -134,6 +140,14 @@ def _rubric(value: Any, name: str, findings: list[Finding]) -> Mapping[str, Any]
     said = "missing" if value is None else "empty" if value == {} else f"of type {type(value).__name__}"
     findings.append(Finding("malformed", name, "", f"the rubric is {said}; it must be an object"))
     return {}
+
+
+def _section_findings(rubric: Mapping[str, Any], name: str) -> list[Finding]:
+    """Whether the sections that a rubric has hold something."""
+    why = "of the rubric must be an object with something in it"
+    given = [section for section in SECTIONS if section in rubric]
+    empty = [section for section in given if not (isinstance(rubric[section], dict) and rubric[section])]
+    return [Finding("malformed", name, "", f"{section} {why}") for section in empty]
 
 
 def _dimension(value: Any, name: str, findings: list[Finding]) -> str:

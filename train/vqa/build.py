@@ -33,7 +33,7 @@ from train.split_files import PARTS
 from train.vqa.causes import CAUSES, Causes, read_causes
 from train.vqa.descriptions import QUESTIONS
 from train.vqa.endpoint import Endpoint, EndpointSettings, require_replies
-from train.vqa.replies import ReplyCache
+from train.vqa.replies import ReplyCache, check_prices
 from train.vqa.rewrite import Draft, Report, rewrite
 from train.vqa.rows import write_list, write_rows
 from train.vqa.sheet import write_sheet
@@ -68,6 +68,7 @@ class VqaConfig:
             raise UsageError(f"per_class is {self.per_class}; it must be 0 or more")
         if self.processes < 1:
             raise UsageError(f"processes is {self.processes}; it must be 1 or more")
+        check_prices(self.prices)
 
     def replies(self, out: Path) -> Path:
         """Where the endpoint's replies are kept when ``out`` is written."""
@@ -114,8 +115,10 @@ def missing_replies(counts: Mapping[str, Any]) -> int:
 def require_rewritten(config: VqaConfig, out: Path, counts: Mapping[str, Any]) -> None:
     """Raise ProviderError where replies are missing in ``out``, whose ``counts`` these are."""
     if config.endpoint is not None:
-        asked = counts["rewrite"]["asked"]
-        require_replies(missing_replies(counts), asked, config.endpoint.url, out, config.replies(out))
+        found, kept = counts["rewrite"], config.replies(out)
+        require_replies(
+            missing_replies(counts), found["asked"], config.endpoint.url, out, kept, found["dropped"]
+        )
 
 
 def read_wafers(dataset: Path, task: Task, per_class: int, seed: int) -> list[Wafer]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,10 +45,10 @@ class EndpointSettings:
         if not self.model:
             raise UsageError("give the name of the endpoint's model as well: --model NAME")
         for name in ("per_minute", "retries", "temperature"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         for name in ("timeout", "max_tokens", "workers"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0")
 
 
@@ -71,7 +72,8 @@ class NoReply(Exception):
 class Endpoint:
     """Asks the endpoint of ``settings``, the ``cache`` first. Threads may share it.
 
-    Raises MissingDependencyError where the openai client is not installed.
+    Raises MissingDependencyError where the openai client is not installed, UsageError for a key that cannot
+    be one.
     """
 
     def __init__(self, settings: EndpointSettings, cache: ReplyCache) -> None:
@@ -80,7 +82,7 @@ class Endpoint:
         self._turn, self._next = threading.Lock(), 0.0
         self._client = self._openai.OpenAI(
             base_url=settings.url,
-            api_key=os.environ.get(KEY_VARIABLE, "none"),
+            api_key=_key(),
             max_retries=settings.retries,
             timeout=settings.timeout,
         )
@@ -139,10 +141,11 @@ class Endpoint:
         ended: Finish = "refused" if refused else "length" if finish == "length" else "stop"
         # A completion without a text was paid for as well.
         return Reply(
-            text=text if isinstance(text, str) else "",
+            # Half a character can be neither kept nor written.
+            text=text.encode("utf-8", "replace").decode() if isinstance(text, str) else "",
             finish="nonsense" if ended == "stop" and not isinstance(text, str) else ended,
-            prompt_tokens=int(getattr(usage, "prompt_tokens", 0) or 0),
-            completion_tokens=int(getattr(usage, "completion_tokens", 0) or 0),
+            prompt_tokens=_tokens(usage, "prompt_tokens"),
+            completion_tokens=_tokens(usage, "completion_tokens"),
         )
 
     def _wait(self) -> None:
@@ -161,9 +164,9 @@ class CircuitBreaker:
     are kept. Threads may share it."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint, self._lock = endpoint, threading.Lock()
+        self._endpoint, self._turn = endpoint, threading.Condition()
         self._failures = self._refused = self._pending = 0
-        self._taken = False
+        self._taken, self._last = False, ""
 
     def ask(self, messages: Sequence[dict[str, str]]) -> Reply | Unanswered:
         """The reply to ``messages``, or why there is none. Raises ProviderError as the endpoint does, and
@@ -174,44 +177,77 @@ class CircuitBreaker:
             return kept
         if self._failures >= GIVE_UP:
             return Unanswered("not asked, the endpoint is down", later=True)
-        with self._lock:
-            self._pending += 1
-        answer: Reply | NoReply
+        self._begin()
+        answer: Reply | NoReply | None = None
         try:
             answer = self._endpoint.ask(messages)
         except NoReply as error:
             answer = error
         finally:
-            with self._lock:
+            with self._turn:
                 self._pending -= 1
-        with self._lock:
-            self._note(answer)
+                self._note(answer)
+                self._turn.notify_all()
+        with self._turn:
+            self._require_taken()
         if isinstance(answer, NoReply):
             return Unanswered(answer.reason, later=answer.fault == "endpoint")
         return answer
 
-    def _note(self, answer: Reply | NoReply) -> None:
+    def _begin(self) -> None:
+        """Wait for a turn. Raises ProviderError where the endpoint refuses all."""
+        with self._turn:
+            # One that is under way may yet be taken.
+            while self._refuses and self._pending:
+                self._turn.wait()
+            self._require_taken()
+            self._pending += 1
+
+    def _require_taken(self) -> None:
+        if self._refuses and not self._pending:
+            raise ProviderError(
+                f"the endpoint refused {self._refused} requests and took none, the last with {self._last}; "
+                "check the model's name and what it allows"
+            )
+
+    @property
+    def _refuses(self) -> bool:
+        return self._refused >= GIVE_UP and not self._taken
+
+    def _note(self, answer: Reply | NoReply | None) -> None:
+        if answer is None:  # an error that ends it all
+            return
         fault = answer.fault if isinstance(answer, NoReply) else None
         self._taken = self._taken or fault in (None, "reply")
         self._failures = 0 if fault in (None, "request") else self._failures + 1
-        if fault != "request":
-            return
-        self._refused += 1
-        # One that is under way may yet be taken.
-        if self._refused >= GIVE_UP and not self._taken and not self._pending:
-            raise ProviderError(
-                f"the endpoint refused {self._refused} requests and took none, the last with {answer}; check "
-                "the model's name and what it allows"
-            )
+        if fault == "request":
+            self._refused, self._last = self._refused + 1, str(answer)
 
 
-def require_replies(missing: int, asked: int, url: str, out: Path, kept: Path) -> None:
+def _key() -> str:
+    key = os.environ.get(KEY_VARIABLE) or "none"
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError(f"the key in ${KEY_VARIABLE} holds characters that no key has; set it again")
+    return key
+
+
+def _tokens(usage: Any, name: str) -> int:
+    """A number of tokens, 0 where the endpoint gave none."""
+    count = getattr(usage, name, 0)
+    return count if isinstance(count, int) and count > 0 else 0
+
+
+def require_replies(
+    missing: int, asked: int, url: str, out: Path, kept: Path, reasons: Mapping[str, int]
+) -> None:
     """Raise ProviderError where ``missing`` of the requests ``asked`` had no reply when ``out`` was written;
-    those that came are in the file ``kept``."""
+    those that came are in the file ``kept``. ``reasons`` counts why answers are missing or were left out."""
     if missing:
+        why = ", ".join(f"{reason} ({count})" for reason, count in list(reasons.items())[:3])
+        paid = f"what was paid for is kept in {kept}, and " if kept.is_file() else ""
         raise ProviderError(
-            f"{missing} of {asked} requests to {url} had no reply, and {out} was written without them; what "
-            f"was paid for is kept in {kept}, and the same command asks for the rest"
+            f"{missing} of {asked} requests to {url} had no reply, most often: {why}; {out} was written "
+            f"without them; {paid}the same command asks for the rest"
         )
 
 

@@ -7,16 +7,18 @@ cut answer included.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from wafervlm.errors import ConfigError
+from wafervlm.errors import ConfigError, UsageError
 
 Finish = Literal["stop", "length", "refused", "nonsense"]
+FINISHES = get_args(Finish)
 # How each line of kept replies begins.
 _OPENING = b'{"key": "'
 _REFUSES = re.compile(
@@ -66,6 +68,12 @@ class Paid:
         if prices is None:
             return None
         return (self.prompt_tokens * prices[0] + self.completion_tokens * prices[1]) / 1e6
+
+
+def check_prices(prices: tuple[float, float] | None) -> None:
+    """Raise UsageError for prices that are none."""
+    if prices is not None and not all(0 <= price < math.inf for price in prices):
+        raise UsageError(f"the prices {prices[0]:g} and {prices[1]:g} of tokens must be numbers, 0 or more")
 
 
 class ReplyCache:
@@ -124,6 +132,10 @@ def _entry(line: bytes) -> dict[str, dict[str, Any]] | None:
         found = json.loads(line)
         reply = asdict(Reply(**found["reply"]))
         del reply["cached"]
+        if not (isinstance(reply["text"], str) and reply["finish"] in FINISHES):
+            return None
+        if not all(isinstance(reply[name], int) for name in ("prompt_tokens", "completion_tokens")):
+            return None
         return {str(found["key"]): reply}
     except (ValueError, KeyError, TypeError):
         return None

@@ -27,6 +27,7 @@ INSTRUCTIONS = (
     "leave nothing out. Keep numbered lines and the word 'candidate:' before each candidate. Never say what "
     "the cause is. Reply with the new text alone."
 )
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 _DEFINITE = re.compile(
     r"\b(?:caused by|due to|because of|results? from|the (?:root[- ])?cause (?:is|was))\b", re.IGNORECASE
 )
@@ -73,8 +74,16 @@ def messages(draft: Draft) -> list[dict[str, str]]:
     return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": asked}]
 
 
+def checkable(draft: Draft, causes: Causes) -> bool:
+    """Whether the text says anything that a rewriting could be held to: a claim, a class, a candidate."""
+    phrases = {c.phrase for pattern in causes.patterns.values() for c in pattern.candidates}
+    return bool(extract(draft.text) or _named({*phrases, *_fields(causes), *_classes(causes)}, draft.text))
+
+
 def fault(draft: Draft, text: str, causes: Causes) -> str | None:
     """Why ``text`` may not stand for the draft's, as a short phrase; None where it may."""
+    if _CONTROL.search(text):
+        return "holds control characters"
     if _form(text) != _form(draft.text):
         return "lost its form"
     if len(text) > 3 * len(draft.text) + 80:
@@ -85,11 +94,13 @@ def fault(draft: Draft, text: str, causes: Causes) -> str | None:
 def rewrite(
     drafts: Sequence[Draft], endpoint: Endpoint, causes: Causes, *, workers: int
 ) -> tuple[dict[str, str], Report]:
-    """Ask ``endpoint`` for a rewriting of each draft; return the texts that may stand, by name, and what
-    became of all. An endpoint that gives no reply is no error: the rest is counted as missing.
+    """Ask ``endpoint`` for a rewriting of each draft that is ``checkable``; return the texts that may stand,
+    by name, and what became of all. An endpoint that gives no reply is no error: the rest is counted as
+    missing.
 
     Raises ProviderError where no request can succeed.
     """
+    drafts = [draft for draft in drafts if checkable(draft, causes)]
     texts: dict[str, str] = {}
     report, breaker = Report(), CircuitBreaker(endpoint)
     with Progress("rewrite", len(drafts)) as progress, ThreadPoolExecutor(workers) as pool:
@@ -164,21 +175,30 @@ def _cause_fault(draft: Draft, text: str, causes: Causes) -> str | None:
     before, after = _named(phrases, draft.text), _named(phrases, text)
     if after - before:
         return "names another candidate"
-    if before - after:
+    if before - after or _named(_fields(causes), draft.text) - _named(_fields(causes), text):
         return "leaves out a candidate"
     if text.casefold().count("candidate") < len(before) or _DEFINITE.search(text):
         return "names a cause as a fact"
     return None
 
 
+def _fields(causes: Causes) -> set[str]:
+    """Process steps and kinds of equipment."""
+    candidates = [c for pattern in causes.patterns.values() for c in pattern.candidates]
+    return {name for c in candidates for name in (c.step, c.category)}
+
+
 def _class_fault(draft: Draft, text: str, causes: Causes) -> str | None:
-    # Named with its field where the name alone is a zone as well.
-    phrases = [label for label in causes.patterns if label.casefold() not in ZONES]
-    phrases += map(pattern_type, causes.patterns)
-    before, after = _named(phrases, draft.text), _named(phrases, text)
+    before, after = _named(_classes(causes), draft.text), _named(_classes(causes), text)
     if after - before:
         return "names another class"
     return "leaves out the class" if before - after else None
+
+
+def _classes(causes: Causes) -> list[str]:
+    # Named with its field where the name alone is a zone as well.
+    names = [label for label in causes.patterns if label.casefold() not in ZONES]
+    return [*names, *map(pattern_type, causes.patterns)]
 
 
 def _named(phrases: Iterable[str], text: str) -> set[str]:

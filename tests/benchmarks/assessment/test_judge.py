@@ -100,6 +100,7 @@ def test_scores_find_their_subject_in_any_order(scripted: ScriptedModel, tmp_pat
         (completion('{"A": 7, "B": 8}'), "lacks a score"),
         (completion(json.dumps({"A": points(11), "B": points(-1)})), "a score out of range"),
         (completion(both(float("nan"))), "a score out of range"),
+        (completion(both(10**400)), "a score out of range"),
         (completion(both("high")), "a score that is no number"),
         (completion(both(True)), "a score that is no number"),
         ((200, {"choices": []}), "nonsense"),

@@ -24,12 +24,13 @@ from benchmarks.cookbook.drawing import write_markdown
 from benchmarks.cookbook.examples import Answers, galleries
 from benchmarks.cookbook.lines import Places
 from benchmarks.cookbook.material import gather
+from benchmarks.cookbook.reading import read_json
 from benchmarks.cookbook.stage import ReportConfig, make_page, write_report
 from tests.benchmarks.cookbook.conftest import Runs
 from train.dataset import Sample, dataset_task, read_split
 from train.synthetic import wafers
 from wafervlm.cli import main
-from wafervlm.errors import UsageError
+from wafervlm.errors import FileFormatError, UsageError
 from wafervlm.loading import load
 from wafervlm.render import RenderSpec, render
 from wafervlm.task import WAFER_DEFECTS
@@ -193,6 +194,22 @@ def test_what_is_not_there_is_said_and_not_made_up(runs: Runs, tmp_path: Path) -
     assert f"Not here: {', '.join(absent)}." in page
     assert "### Maps of" in page
     assert "accuracy" not in page.split("## 4")[1].split("## What")[0].replace("Accuracy before", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"\xff\xfe", "cannot be read as JSON"),
+        (b'{"passed": tr', "is no whole JSON"),
+        (b"{}", "lacks passed, failures, dimensions"),
+        (b"[1]", "lacks passed"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, text: bytes, message: str) -> None:
+    path = tmp_path / "lint.json"
+    path.write_bytes(text)
+    with pytest.raises(FileFormatError, match=f"lint.json {message}"):
+        read_json(path, ("passed", "failures", "dimensions"))
 
 
 def test_a_bundle_answers_where_no_answers_are_kept(runs: Runs, tmp_path: Path) -> None:

@@ -173,6 +173,19 @@ def test_a_source_of_few_lots_is_listed_without_a_dataset(tiny_checkpoint: Path,
     assert len(read_source(tmp_path / "out" / "maps.npz")) == 30
 
 
+def test_a_source_whose_test_part_lacks_a_class_is_listed_without_a_dataset(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [*["Center", "Loc", ""] * 40, *WAFER_DEFECTS.labels]
+    grids = [wafer.dies for wafer in wafers([name or "none" for name in names], seed=4)]
+    lots = [f"lot{i // 4}" for i in range(120)] + ["last"] * 9
+    source = write_npz(tmp_path / "maps.npz", grids, names, lots=lots)
+    with pytest.warns(WaferVLMWarning, match=r"only maps: class '.*' has no map in train of .*maps\.npz"):
+        counts, _ = clean(config(source, tiny_checkpoint, tmp_path), tmp_path / "out")
+    assert counts["parts"] == {} and counts["maps"] == 89
+    assert "40 maps without a label and 0 of other classes are left out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

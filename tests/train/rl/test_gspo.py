@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from train.curves import read_log
 from train.dataset import dataset_task
 from train.loading import load_processor
 from train.rl.assembly import assemble, read_course
-from train.rl.gspo import explained_memory, reinforce, settled
+from train.rl.gspo import _explained_divergence, explained_memory, reinforce, settled
 from train.rl.prompts import Prompts
 from train.rl.rows import PolicyRow
 from train.rl.trainer import GspoTrainer
@@ -249,6 +250,15 @@ def test_what_cannot_be_begun_is_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="runs in one"):
         reinforce(settings)
+
+
+def test_divergence_says_what_to_lower(tmp_path: Path) -> None:
+    probabilities = torch.full((4,), math.nan)
+    trainer = Mock(state=Mock(global_step=7))
+    settings = Mock(train=Mock(learning_rate=100.0))
+    message = "diverged at step 7.*lower train.learning_rate .now 100."
+    with pytest.raises(ConfigError, match=message), _explained_divergence(settings, trainer):
+        torch.multinomial(probabilities, 1)
 
 
 def test_memory_errors_say_what_to_lower(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from train.rubrics.findings import ERRORS, WARNINGS
 from train.rubrics.formula import OPTIMISED, PUBLISHED, STRICT
 from train.rubrics.lint import Limits, LintReport, lint
 from train.rubrics.reading import read_set
-from wafervlm.errors import DatasetError
+from wafervlm.errors import DatasetError, UsageError
 
 PLANTED = "Edge-Ring-0-morphology"
 
@@ -89,6 +90,9 @@ PLANTS: dict[str, tuple[Callable[[Row], object], str, str]] = {
     "no avoids": (lambda row: row.pop("must_avoid"), "malformed", ""),
     "no column": (lambda row: [row.pop(key) for key in set(row) - {"id"}], "malformed", ""),
     "no rubric": (lambda row: row.pop("rubric"), "malformed", ""),
+    "empty section": (lambda row: row["rubric"].update(spatial_rubric={}), "malformed", ""),
+    "text for a section": (lambda row: row["rubric"].update(spatial_rubric="x"), "malformed", ""),
+    "empty prompt": (lambda row: row.update(prompt=[]), "malformed", ""),
     "empty rubric": (lambda row: row.update(rubric={}), "malformed", ""),
     "list for a rubric": (lambda row: row.update(rubric=["a closed ring"]), "malformed", ""),
     "number for a rubric": (lambda row: row.update(rubric="3"), "malformed", ""),
@@ -212,6 +216,12 @@ def test_the_optimised_formula_pays_for_stuffing_and_strict_does_not(tmp_path: P
 def test_empty_answers_are_refused_above_the_limit(tmp_path: Path) -> None:
     report = linted(tmp_path, sound_rows(), formula=PUBLISHED, limits=Limits(attack=0.3))
     assert any(failure.startswith("empty answers earn 0.40") for failure in report.failures)
+
+
+@pytest.mark.parametrize("name", ["reference", "attack"])
+def test_a_limit_that_is_no_number_refuses_nothing_and_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"limit {name} is nan"):
+        Limits(**{name: math.nan})
 
 
 def test_constants_by_question_are_shown_where_rows_name_their_question(tmp_path: Path) -> None:

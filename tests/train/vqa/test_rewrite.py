@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import re
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,10 @@ from train.data_commands import data
 from train.synthetic import wafers
 from train.vqa.build import VqaConfig, build_vqa
 from train.vqa.causes import default_causes
-from train.vqa.endpoint import GIVE_UP, Endpoint, EndpointSettings
+from train.vqa.endpoint import GIVE_UP, KEY_VARIABLE, Endpoint, EndpointSettings
 from train.vqa.replies import ReplyCache
 from train.vqa.rewrite import Draft, Report, fault, rewrite
-from wafervlm.errors import ProviderError
+from wafervlm.errors import ConfigError, ProviderError, UsageError
 from wafervlm.geometry import measure
 
 CAUSES = default_causes()
@@ -80,6 +83,58 @@ def test_other_words_for_the_same_may_stand() -> None:
 def test_a_text_that_says_something_else_is_dropped(old: str, new: str, reason: str) -> None:
     assert old in TEXT
     assert fault(draft(), TEXT.replace(old, new), CAUSES) == reason
+
+
+def test_what_nothing_holds_to_the_dies_is_not_asked(model: ScriptedModel, tmp_path: Path) -> None:
+    def about(text: str) -> Draft:
+        return Draft("a", "Which step?", text, "Center", lambda: measure(DIES))
+
+    step = CAUSES.patterns["Center"].candidates[0].step
+    model.script = lambda body: completion("banana")
+    drafts = [about("It has no clock position."), about(f"Candidate step: {step}.")]
+    endpoint = Endpoint(settings(model.url), ReplyCache(tmp_path / "kept"))
+    texts, report = rewrite(drafts, endpoint, CAUSES, workers=1)
+    assert not texts and dict(report.dropped) == {"leaves out a candidate": 1}
+    assert fault(draft(), OTHER.replace("ring", "ring\x1b[31m"), CAUSES) == "holds control characters"
+
+
+def test_replies_of_any_kind_are_kept_and_counted(model: ScriptedModel, tmp_path: Path) -> None:
+    def odd(body: dict[str, Any]) -> tuple[int, Any]:
+        status, reply = completion("half a character: \ud800")
+        return status, {**reply, "usage": {"prompt_tokens": "many", "completion_tokens": 1e999}}
+
+    model.script = odd
+    for cached in (0, 1):
+        _, report = asked(model.url, tmp_path / "kept")
+        assert report.dropped.total() == 1 and report.from_cache == cached
+        assert report.prompt_tokens == report.completion_tokens == 0
+    kept = (tmp_path / "kept").read_text(encoding="utf-8")
+    for text in ("5", "null"):
+        (tmp_path / "wrong").write_text(re.sub(r'"text": "[^"]*"', f'"text": {text}', kept), encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"line 1 of .* is no kept reply"):
+            ReplyCache(tmp_path / "wrong")
+
+
+def test_an_endpoint_that_refuses_all_is_left_with_several_workers(
+    model: ScriptedModel, tmp_path: Path
+) -> None:
+    model.script = lambda body: (400, {"error": {"message": "no"}})
+    with pytest.raises(ProviderError, match="took none"):
+        asked(model.url, tmp_path / "cache", 10 * GIVE_UP, workers=4)
+    assert len(model.asked) <= GIVE_UP + 4
+
+
+@pytest.mark.parametrize("name", ["per_minute", "timeout", "temperature"])
+def test_settings_that_are_no_numbers_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        settings("http://localhost/v1", **{name: math.nan})
+
+
+@pytest.mark.parametrize("key", ["", "cl\u00e9"])
+def test_a_key_that_is_none(key: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    with nullcontext() if not key else pytest.raises(UsageError, match="no key has"):
+        Endpoint(settings("http://localhost/v1"), ReplyCache(tmp_path / "kept"))
 
 
 @pytest.mark.parametrize("label", ["Center", "Edge-Loc", "Donut"])
@@ -182,7 +237,7 @@ def test_an_endpoint_that_takes_no_request_is_an_error(model: ScriptedModel, tmp
         if len(model.asked) == 1:
             slow[0].wait(5)
             return completion(OTHER)
-        if len(model.asked) > GIVE_UP + 2:
+        if len(model.asked) > GIVE_UP:
             slow[0].set()
         return 400, {"error": {"message": "too long"}}
 
