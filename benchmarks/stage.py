@@ -13,7 +13,7 @@ import torch
 from benchmarks.config import BenchmarkConfig
 from benchmarks.judging import measure
 from benchmarks.report import write_report
-from train.artefact import Provenance, folder_digest, is_complete, refuse_other, write_provenance, writing
+from train.artefact import Provenance, folder_digest, is_complete, require_free, write_provenance, writing
 from train.sources import SYNTHETIC
 from wafervlm.bundle import open_bundle
 from wafervlm.errors import UsageError
@@ -32,8 +32,7 @@ def benchmark(config: BenchmarkConfig, out: Path) -> tuple[dict[str, Any], bool]
     if is_complete(out, provenance):
         report: dict[str, Any] = json.loads((out / REPORT).read_text(encoding="utf-8"))
         return report, False
-    if out.exists():
-        refuse_other(out, provenance)
+    require_free(out, provenance)
     threads_before = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:

@@ -40,6 +40,7 @@ from train.samples import held_out
 from train.scorer import Scores
 from train.streamed import Stored, keep_one_layer, load_streamed
 from wafervlm.errors import CheckpointError, ConfigError, DatasetError, LeakError
+from wafervlm.files import check_writable
 from wafervlm.task import Task
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ def calibrate(source: Path, dataset: Path, out: Path, settings: CalibrateSetting
     if out.exists() and is_complete(out, provenance):
         logger.info("%s is complete and made from the same inputs", out)
         return dict(read_provenance(out)["parity"])
+    check_writable(out)
     task = dataset_task(dataset)
     samples, checks = draw(dataset, settings)
     before, nearest = reference_scores(source, task, checks, settings)

@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from wafervlm.errors import ManifestError, ResourceError, UsageError
-from wafervlm.files import flush_tree, open_to_others, replace_folder, write_whole
+from wafervlm.files import check_writable, flush_tree, open_to_others, replace_folder, write_whole
 
 PROVENANCE, CLAIM = "provenance.json", "claim.json"
 _VERSIONS_OF = ("numpy", "torch", "transformers", "peft", "trl", "onnx", "onnxruntime")
@@ -101,6 +101,14 @@ def is_complete(out: Path, provenance: Provenance) -> bool:
     wanted = json.loads(json.dumps(asdict(provenance), default=str))
     found = read_provenance(out)
     return all(found.get(key) == wanted[key] for key in ("stage", "inputs", "settings", "seed"))
+
+
+def require_free(out: Path, wanted: Provenance) -> None:
+    """Refuse, before any work, an ``out`` that exists, as ``refuse_other`` does, or that cannot be written.
+    Raises UsageError."""
+    if out.exists():
+        refuse_other(out, wanted)
+    check_writable(out)
 
 
 def refuse_other(out: Path, wanted: Provenance) -> None:

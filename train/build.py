@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from train.artefact import Provenance, folder_digest, is_complete, refuse_other, write_provenance, writing
+from train.artefact import Provenance, folder_digest, is_complete, require_free, write_provenance, writing
 from train.dataset import ANNOTATIONS, SPLIT, write_maps
 from train.llava import conversations, write_conversations
 from train.recipe_protocol import recipe_conversations, recipe_image, recipe_rows, recipe_task
@@ -84,8 +84,7 @@ def build_dataset(config: BuildConfig, out: Path) -> tuple[dict[str, dict[str, i
     if is_complete(out, provenance):
         counts = read_split_file(out / SPLIT).counts
         return {part: dict(classes) for part, classes in counts.items()}, False
-    if out.exists():
-        refuse_other(out, provenance)
+    require_free(out, provenance)
     rows = known_rows(read_source(config.source, task.render), task, config)
     record = _recipe(rows, config) if config.protocol == "recipe" else _corrected(rows, config, task)
     positions = apply_split(rows, record)

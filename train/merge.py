@@ -36,6 +36,7 @@ from train.scorer import Scores, tree_log_probs
 from train.shards import SHARD_BYTES
 from wafervlm.answers import same
 from wafervlm.errors import ConfigError, GateError, TaskError
+from wafervlm.files import check_writable
 from wafervlm.render import RgbImage, render
 from wafervlm.task import Task
 
@@ -101,6 +102,7 @@ def merge(base: Path, adapter: Path, dataset: Path, out: Path, settings: MergeSe
     if out.exists() and is_complete(out, provenance):
         logger.info("%s is complete and made from the same inputs", out)
         return dict(read_provenance(out)["parity"])
+    check_writable(out)
     images = [render(sample.wafer, task.render) for sample in gate_samples(dataset, settings.maps or MAPS)]
     check = _merge_streamed if streamed else merge_checked
     with writing(out, overwrite=_is_merged(out)) as folder:

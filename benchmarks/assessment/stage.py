@@ -16,14 +16,13 @@ from benchmarks.assessment.judged import judge_all
 from benchmarks.assessment.measuring import REAL, Assessed, Exam, assess, differences, digests, prepare
 from benchmarks.assessment.tables import write_tables
 from benchmarks.machine import describe_machine
-from train.artefact import Provenance, is_complete, write_provenance, writing
+from train.artefact import Provenance, is_complete, require_free, write_provenance, writing
 from train.dataset import TASK
 from train.vqa.build import TABLE
 from train.vqa.endpoint import require_replies
 from train.vqa.replies import ReplyCache
 from wafervlm import console
 from wafervlm.claims import distinct
-from wafervlm.errors import UsageError
 
 REPORT, MARKDOWN, HTML, ANSWERS = "words.json", "words.md", "words.html", "answers.jsonl"
 NO_JUDGE = "no endpoint was given, so no language model judged the answers"
@@ -46,10 +45,8 @@ def assess_words(config: AssessmentConfig, out: Path) -> tuple[dict[str, Any], b
         report: dict[str, Any] = json.loads((out / REPORT).read_text(encoding="utf-8"))
         if not missing_replies(report):
             return report, False
-    elif out.exists():
-        raise UsageError(
-            f"{out} exists and was made from other inputs or settings; remove it or choose another folder"
-        )
+    else:
+        require_free(out, provenance)
     machine = describe_machine(config.threads)
     threads_before = torch.get_num_threads()
     torch.set_num_threads(config.threads)

@@ -28,6 +28,7 @@ from train.artefact import (
     writing,
 )
 from wafervlm.errors import UsageError
+from wafervlm.files import check_writable
 
 STAGE = "report"
 
@@ -70,6 +71,7 @@ def write_report(config: ReportConfig, out: Path, *, replace: bool = False) -> t
         return summary, False
     if out.exists():
         _check_replaceable(out, provenance, replace)
+    check_writable(out)
     found = gather(chosen, places, lint=config.lint, predict=bool(config.named.get("bundle")))
     found.command = config.command
     page = make_page(found, config.title)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from train.artefact import Provenance, folder_digest, is_complete, write_provenance, writing
+from train.artefact import Provenance, folder_digest, is_complete, require_free, write_provenance, writing
 from train.build import BuildConfig, write_parts
 from train.cleaning.duplicates import Conflict
 from train.cleaning.features import read_features
@@ -75,10 +75,7 @@ def clean(config: CleanConfig, out: Path) -> tuple[dict[str, Any], bool]:
     out, provenance = Path(out), _provenance(config)
     if is_complete(out, provenance):
         return dict(read_provenance(out)["parity"]), False
-    if out.exists():
-        raise UsageError(
-            f"{out} exists and was made from other inputs or settings; remove it or choose another folder"
-        )
+    require_free(out, provenance)
     given = read_labelled_rows(config.build)
     features = read_features(
         given.rows,

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from train.artefact import Provenance, folder_digest, is_complete, refuse_other, write_provenance, writing
+from train.artefact import Provenance, folder_digest, is_complete, require_free, write_provenance, writing
 from train.dataset import ANNOTATIONS, DIES, SPLIT, TASK, Sample, dataset_task, read_split
 from train.llava import Conversation, conversation, write_conversations
 from train.progress import track
@@ -92,8 +92,8 @@ def build_vqa(config: VqaConfig, out: Path) -> tuple[dict[str, Any], bool]:
         counts: dict[str, Any] = json.loads((out / COUNTS).read_text(encoding="utf-8"))
         if not missing_replies(counts):
             return counts, False
-    elif out.exists():
-        refuse_other(out, provenance)
+    else:
+        require_free(out, provenance)
     wafers = read_wafers(config.dataset, task, config.per_class, config.seed)
     rows = list(_written(wafers, causes, config, image_first=task.order == "image-first"))
     report = None

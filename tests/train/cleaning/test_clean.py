@@ -200,6 +200,19 @@ def test_options_that_cannot_be_meant(options: dict[str, object], message: str, 
         config(tmp_path, tmp_path, tmp_path, **options)
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(
+    doubtful: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    asked = config(doubtful, tiny_checkpoint, tmp_path)
+    with pytest.raises(UsageError, match="cannot be written, since .*file is no folder"):
+        clean(asked, tmp_path / "file" / "out")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UsageError, match="was not written by this command"):
+        clean(asked, tmp_path / "other")
+    assert asked.features is not None and not asked.features.exists()
+
+
 def test_a_source_that_is_not_there(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         clean(config(tmp_path / "no", tiny_checkpoint, tmp_path), tmp_path / "out")
