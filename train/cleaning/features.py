@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.cleaning.geometry import NAMES, geometry_features
+from train.cleaning.partial import Partial
 from train.progress import track
 from train.sources.npz import load_arrays
 from train.sources.rows import Rows
@@ -35,8 +37,9 @@ def read_features(
 ) -> Features:
     """Features of all ``rows`` with the vision tower of the checkpoint ``base``, looked at in the size of
     ``spec`` where it takes that. ``keep`` is a file that they are written to, a .npz whatever its name, and
-    read from where it holds those of the same maps and checkpoint. Raises CheckpointError, FileFormatError
-    where ``keep`` is another file, and UsageError where it could not be written."""
+    read from where it holds those of the same maps and checkpoint; a run that was stopped is gone on with.
+    Raises CheckpointError, FileFormatError where ``keep`` is another file, and UsageError where it could not
+    be written."""
     from train.artefact import folder_digest
 
     made_from = np.array([folder_digest(base), "\n".join(rows.digests.tolist()), str(spec), "\n".join(NAMES)])
@@ -46,10 +49,13 @@ def read_features(
             return Features(stored["geometry"], stored["vision"])
     if keep is not None:
         check_writable(keep)
-    found = _compute(rows, base, spec, device)
-    if keep is not None:
-        keep.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(keep, _packed(found, made_from))
+    if keep is None:
+        return _compute(rows, base, spec, device, None)
+    digest = hashlib.sha256("\0".join(made_from.tolist()).encode()).hexdigest()
+    partial = Partial(keep.with_name(f"{keep.name}.partial"), digest)
+    found = _compute(rows, base, spec, device, partial)
+    write_whole(keep, _packed(found, made_from))
+    partial.remove()
     return found
 
 
@@ -71,12 +77,15 @@ def _packed(found: Features, made_from: Any) -> bytes:
     return file.getvalue()
 
 
-def _compute(rows: Rows, base: Path, spec: RenderSpec | None, device: str) -> Features:
+def _compute(
+    rows: Rows, base: Path, spec: RenderSpec | None, device: str, partial: Partial | None
+) -> Features:
     from train.cleaning.vision import native_spec, vision_features
     from train.loading import load_checkpoint
 
     checkpoint = load_checkpoint(base, device=device)
     grids = [rows.grid(row) for row in range(len(rows))]
-    vision = vision_features(checkpoint, grids, native_spec(checkpoint, spec)).astype(np.float64)
+    seen = vision_features(checkpoint, grids, native_spec(checkpoint, spec), partial=partial)
+    vision = seen.astype(np.float64)
     measured = np.stack([geometry_features(grid) for grid in track(grids, "measure dies")])
     return Features(measured, vision)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from train.cleaning.partial import Partial
 from train.encoding import check_image_size
 from train.loading import Checkpoint
 from train.patches import patchify
@@ -41,9 +42,14 @@ def native_spec(checkpoint: Checkpoint, spec: RenderSpec | None = None) -> Rende
 
 
 def vision_features(
-    checkpoint: Checkpoint, grids: Sequence[DieGrid], spec: RenderSpec, batch: int = 32
+    checkpoint: Checkpoint,
+    grids: Sequence[DieGrid],
+    spec: RenderSpec,
+    batch: int = 32,
+    partial: Partial | None = None,
 ) -> NDArray[np.float32]:
     """The merged tokens of the vision tower for die grids, mean and maximum over tokens: (N, 2 * width).
+    Those that ``partial`` holds are not looked at again, and the others are added to it.
 
     Raises CheckpointError where the tower gives values that are not finite.
     """
@@ -52,8 +58,13 @@ def vision_features(
     rows, columns = spec.height // images.patch_size, spec.width // images.patch_size
     tokens = rows * columns // images.merge_size**2
     pooled: list[NDArray[np.float32]] = []
-    with Progress("look at maps", len(grids)) as progress, torch.inference_mode():
-        for start in range(0, len(grids), batch):
+    if partial is not None:
+        pooled.append(
+            partial.begin(2 * checkpoint.network.config.vision_config.out_hidden_size)[: len(grids)]
+        )
+    done = sum(map(len, pooled))
+    with Progress("look at maps", len(grids), done=done) as progress, torch.inference_mode():
+        for start in range(done, len(grids), batch):
             some = grids[start : start + batch]
             pixels = patchify(
                 np.stack([render(grid, spec) for grid in some]),
@@ -68,6 +79,8 @@ def vision_features(
             seen = seen.reshape(len(some), tokens, -1)
             both = torch.cat([seen.mean(dim=1), seen.amax(dim=1)], dim=-1)
             pooled.append(both.cpu().numpy())
+            if partial is not None:
+                partial.add(pooled[-1])
             progress.advance(len(some))
     features = np.concatenate(pooled)
     if not np.isfinite(features).all():

@@ -11,6 +11,7 @@ import torch
 
 from train.cleaning.features import read_features
 from train.cleaning.geometry import NAMES, geometry_features, longest_arc
+from train.cleaning.partial import Partial
 from train.cleaning.vision import native_spec, vision_features
 from train.encoding import encode
 from train.loading import load_checkpoint
@@ -72,6 +73,38 @@ def test_vision_features_are_those_of_the_model_fed_by_its_processor(
             ).pooler_output[0]
         wanted = torch.cat([tokens.mean(dim=0), tokens.amax(dim=0)]).numpy()
         np.testing.assert_allclose(pooled, wanted, atol=1e-5)
+
+
+def test_a_run_that_was_stopped_goes_on(
+    family_checkpoint: Path,
+    family_task: Task,
+    synthetic_wafers: list[tuple[WaferMap, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkpoint = load_checkpoint(family_checkpoint)
+    grids = [wafer.dies for wafer, _ in synthetic_wafers[:7]]
+    looked: list[int] = []
+
+    def look(*_: object, **__: object) -> None:
+        looked.append(0)
+        if len(looked) == 3:
+            raise KeyboardInterrupt
+
+    hook = checkpoint.network.model.visual.register_forward_pre_hook(look)
+    partial = Partial(tmp_path / "kept.partial", "these maps")
+    with pytest.raises(KeyboardInterrupt):
+        vision_features(checkpoint, grids, family_task.render, batch=2, partial=partial)
+    # As where the power went while a row was written.
+    with partial.path.open("ab") as file:
+        file.write(b"\0\0\0")
+    found = vision_features(checkpoint, grids, family_task.render, batch=2, partial=partial)
+    assert len(looked) == 3 + 2
+    hook.remove()
+    whole = vision_features(checkpoint, grids, family_task.render, batch=2)
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+    others = Partial(partial.path, "other maps")
+    assert len(others.begin(whole.shape[1])) == 0
 
 
 def test_a_size_that_the_checkpoint_does_not_take_is_replaced(family_checkpoint: Path) -> None:
