@@ -109,7 +109,7 @@ def describe(
     Example:
       wafervlm describe map.npy --bundle bundle/ --plot described.png
       wafervlm describe map.npy "Where is the largest cluster?" --bundle bundle/
-      wafervlm describe map.npy "Is there a ring at the rim?" --bundle bundle/ --json
+      wafervlm describe map.npy "Which zone fails most?" --bundle bundle/ --json
       wafervlm describe map.npy "How many dies fail?" --bundle bundle/ --temperature 0.7 --seed 1
       wafervlm describe map.npy "How many dies fail?" --bundle bundle/ --engine engine/
     """
