@@ -120,10 +120,14 @@ def write_maps(
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw(rows.grid(row))).save(folder / name)
     _write_dies(folder, parts, images)
-    (folder / TASK).write_text(
-        json.dumps(task.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    write_task(task, folder)
     return images
+
+
+def write_task(task: Task, folder: Path) -> None:
+    """Write ``task`` to task.json in ``folder``."""
+    text = json.dumps(task.to_dict(), indent=1, ensure_ascii=False)
+    (folder / TASK).write_text(text + "\n", encoding="utf-8")
 
 
 def _write_dies(folder: Path, parts: Mapping[str, Rows], images: Mapping[str, list[tuple[str, str]]]) -> None:

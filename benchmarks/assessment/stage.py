@@ -17,7 +17,7 @@ from benchmarks.assessment.measuring import REAL, Assessed, Exam, assess, differ
 from benchmarks.assessment.tables import write_tables
 from benchmarks.machine import describe_machine
 from train.artefact import Provenance, is_complete, require_free, write_provenance, writing
-from train.dataset import TASK
+from train.dataset import write_task
 from train.vqa.build import TABLE
 from train.vqa.endpoint import require_replies
 from train.vqa.replies import ReplyCache
@@ -117,7 +117,7 @@ def _write_answers(assessed: list[Assessed], exam: Exam, path: Path) -> None:
 def _keep_given(config: AssessmentConfig, exam: Exam, work: Path) -> None:
     """The task and the table of causes where they were given, so that the same may be given again."""
     if config.task is not None:
-        (work / TASK).write_text(json.dumps(exam.task.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_task(exam.task, work)
     if config.causes is not None:
         shutil.copyfile(config.causes, work / TABLE)
 

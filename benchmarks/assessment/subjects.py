@@ -9,11 +9,11 @@ from pathlib import Path
 from benchmarks.assessment.generation import Generator
 from benchmarks.assessment.speaker import Answering, Station
 from train.artefact import folder_digest
+from train.dataset import TASK
 from wafervlm.bundle import MANIFEST, open_bundle
 from wafervlm.errors import UsageError
 from wafervlm.task import Task
 
-TASK = "task.json"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 

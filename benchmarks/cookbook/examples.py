@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -15,6 +14,7 @@ from benchmarks.assessment.texts import Table, percent
 from benchmarks.cookbook.blocks import Block, Example, Gallery, Missing, Said, Sheet, Text
 from benchmarks.cookbook.material import MAPS, Material
 from benchmarks.cookbook.numbers import Sources, count
+from benchmarks.cookbook.reading import parsed
 from benchmarks.figures import NAMES
 from benchmarks.predictions import ANSWERS
 from benchmarks.scores import bundle_log_probs, samples_digest
@@ -149,7 +149,7 @@ def _kept(found: Material) -> Answers | None:
     if made is None or found.task.multi_label or not (made.path / ANSWERS).is_file():
         return None
     lines = (made.path / ANSWERS).read_text(encoding="utf-8").splitlines()
-    said = [json.loads(line) for line in lines]
+    said = [parsed(line, made.path / ANSWERS) for line in lines]
     for dataset in found.chosen["dataset"]:
         samples = read_split(dataset.path, "test")
         if samples_digest(samples) != made.inputs.get("maps") or len(samples) != len(said):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cookbook.artefacts import Artefact
+from benchmarks.cookbook.reading import read_json
 from benchmarks.cookbook.settings_lines import reinforcing, training
 from train.artefact import folder_digest
 from train.cleaning.clean import NANO_BASE
@@ -234,11 +235,7 @@ def _run(made: Artefact, places: Places) -> Words | None:
     del places
     if not (made.path.parent / RECIPE).is_file():
         return None
-    name = (
-        json.loads((made.path.parent / RECIPE).read_text(encoding="utf-8"))
-        .get("line", {})
-        .get("name", "recipe")
-    )
+    name = read_json(made.path.parent / RECIPE).get("line", {}).get("name", "recipe")
     return ["wafervlm", "run", f"{name}.toml"]
 
 

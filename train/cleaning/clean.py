@@ -101,7 +101,7 @@ def chosen(config: CleanConfig, suspects: Sequence[Suspect], parts: Sequence[str
 
 
 def apply(
-    rows: Rows, changed: Sequence[Suspect], found: Sequence[Conflict] = (), *, relabel: bool
+    rows: Rows, changed: Sequence[Suspect], found: Sequence[Conflict], *, relabel: bool
 ) -> tuple[Rows, np.ndarray[Any, Any]]:
     """``rows`` with the labels that they now have, and which of them stay (N,) bool. Rows of the conflicts
     ``found`` that now agree are disputed no more."""

@@ -47,10 +47,9 @@ def read_features(
         stored = _stored(keep)
         if np.array_equal(stored["made_from"], made_from):
             return Features(stored["geometry"], stored["vision"])
-    if keep is not None:
-        check_writable(keep)
     if keep is None:
         return _compute(rows, base, spec, device, None)
+    check_writable(keep)
     digest = hashlib.sha256("\0".join(made_from.tolist()).encode()).hexdigest()
     partial = Partial(keep.with_name(f"{keep.name}.partial"), digest)
     found = _compute(rows, base, spec, device, partial)

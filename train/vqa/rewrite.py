@@ -76,8 +76,8 @@ def messages(draft: Draft) -> list[dict[str, str]]:
 
 def checkable(draft: Draft, causes: Causes) -> bool:
     """Whether the text says anything that a rewriting could be held to: a claim, a class, a candidate."""
-    phrases = {c.phrase for pattern in causes.patterns.values() for c in pattern.candidates}
-    return bool(extract(draft.text) or _named({*phrases, *_fields(causes), *_classes(causes)}, draft.text))
+    phrases = {*_candidates(causes), *_fields(causes), *_classes(causes)}
+    return bool(extract(draft.text) or _named(phrases, draft.text))
 
 
 def fault(draft: Draft, text: str, causes: Causes) -> str | None:
@@ -171,8 +171,7 @@ def _low(found: re.Match[str] | None) -> tuple[str, ...]:
 
 
 def _cause_fault(draft: Draft, text: str, causes: Causes) -> str | None:
-    phrases = {c.phrase for pattern in causes.patterns.values() for c in pattern.candidates}
-    before, after = _named(phrases, draft.text), _named(phrases, text)
+    before, after = (_named(_candidates(causes), one) for one in (draft.text, text))
     if after - before:
         return "names another candidate"
     if before - after or _named(_fields(causes), draft.text) - _named(_fields(causes), text):
@@ -182,6 +181,10 @@ def _cause_fault(draft: Draft, text: str, causes: Causes) -> str | None:
     return None
 
 
+def _candidates(causes: Causes) -> set[str]:
+    return {c.phrase for pattern in causes.patterns.values() for c in pattern.candidates}
+
+
 def _fields(causes: Causes) -> set[str]:
     """Process steps and kinds of equipment."""
     candidates = [c for pattern in causes.patterns.values() for c in pattern.candidates]
@@ -189,7 +192,7 @@ def _fields(causes: Causes) -> set[str]:
 
 
 def _class_fault(draft: Draft, text: str, causes: Causes) -> str | None:
-    before, after = _named(_classes(causes), draft.text), _named(_classes(causes), text)
+    before, after = (_named(_classes(causes), one) for one in (draft.text, text))
     if after - before:
         return "names another class"
     return "leaves out the class" if before - after else None
